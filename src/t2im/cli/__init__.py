@@ -1,0 +1,1 @@
+"""The command `t2im`: one small file per command; heavy imports happen inside."""

@@ -1,0 +1,44 @@
+"""The command `t2im`. This file and its neighbours import no torch: `t2im --help` must be instant."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from t2im import __version__
+from t2im.errors import CANCELLED, T2IMError
+
+app = typer.Typer(
+    name="t2im",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="A mini Stable Diffusion: train it from scratch on your own captioned images, run it, understand it.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"t2im {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; an error of ours becomes one line and an exit code."""
+    try:
+        app()
+    except T2IMError as error:
+        print(f"t2im: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("t2im: cancelled", file=sys.stderr)
+        sys.exit(CANCELLED)

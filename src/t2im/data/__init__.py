@@ -1,0 +1,1 @@
+"""From a folder of images and captions to tensors. Knows no encoder."""

@@ -1,0 +1,132 @@
+"""How does a file get to its place whole, or not at all?
+
+Every file of this package is written under a temporary name beside its final path, flushed to the disk, and renamed.
+A crash leaves the old file or the new one, never half of one (rename is atomic within one directory).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from t2im.errors import T2IMError
+
+
+def sync_directory(folder: Path) -> None:
+    """Flush a directory entry to the disk, so that a rename inside it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path to write to; on success it is synced and renamed to `path`, on failure it is removed.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with atomic_path(f"{folder}/note.txt") as temporary:
+    ...         _ = temporary.write_text("whole")
+    ...     print(Path(f"{folder}/note.txt").read_text())
+    whole
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: writers that look at the extension (Pillow, safetensors) must see the real one.
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Give a temporary folder to fill; on success it takes the place of `path`, on failure it is removed.
+
+    An older folder at `path` is moved aside first and removed last, so that one whole folder always exists.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    os.chmod(temporary, 0o777 & ~_umask())
+    try:
+        yield temporary
+        older = None
+        if path.exists():
+            older = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
+            os.replace(path, older / path.name)
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+        if older is not None:
+            shutil.rmtree(older)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a whole UTF-8 text file, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a value as readable UTF-8 JSON, atomically."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sha256_of_folder(folder: str | Path) -> str:
+    """Return one SHA-256 over the names and bytes of all files below a folder, independent of dates and order."""
+    folder = Path(folder)
+    digest = hashlib.sha256()
+    for path in sorted(entry for entry in folder.rglob("*") if entry.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256_of_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def numbered_path(folder: str | Path, suffix: str) -> Path:
+    """Return `folder/00001-SUFFIX` with the first number above all that are taken, so that nothing is overwritten."""
+    folder = Path(folder)
+    taken = [int(entry.name[:5]) for entry in folder.glob("[0-9][0-9][0-9][0-9][0-9]-*")] if folder.exists() else []
+    return folder / f"{max(taken, default=0) + 1:05d}-{suffix}"
+
+
+def require_writable(folder: str | Path) -> Path:
+    """Create a folder if needed and prove that a file can be written in it.
+
+    Raises: T2IMError, before any work is done, if it cannot.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise T2IMError(f"{folder}: cannot write there ({error.strerror}). Choose another folder.") from error
+    return folder
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,1 @@
+"""The denoiser: plain PyTorch, one idea per file."""
