@@ -1,0 +1,93 @@
+"""How does a network know what time it is?
+
+A timestep is one whole number, and a network is bad at reading whole numbers. So the number is written as a chord of
+slow and fast waves (like the hands of a clock, each turning slower than the last), and a small network turns the chord
+into the vector that every residual block of the UNet receives. With `addition_embed_type="text"` a summary of the
+prompt is added to that vector, so that the text also acts everywhere at once and not only through cross-attention.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Num
+from torch import Tensor, nn
+
+from t2im.shapes import HiddenStates
+
+TimeEmbedding = Float[Tensor, "*batch time_embed_dim"]
+"""Time (and perhaps a summary of the text) as a vector."""
+
+LONGEST_PERIOD = 10_000
+
+
+def sinusoidal_embedding(
+    timesteps: Num[Tensor, "*batch"], channels: int, *, flip_sin_to_cos: bool = True, freq_shift: int = 0
+) -> Float[Tensor, "*batch channels"]:
+    """Write each timestep as sines and cosines of geometrically falling frequency.
+
+        e(t) = [cos(w_0 t), ..., cos(w_{h-1} t), sin(w_0 t), ..., sin(w_{h-1} t)],   w_i = 10000^(-i / (h - freq_shift))
+
+    with h = channels / 2: Vaswani et al. 2017 (arXiv:1706.03762), section 3.5, with the cosines first as in Stable
+    Diffusion; `flip_sin_to_cos=False` puts the sines first. An odd last channel stays 0. Always fp32.
+    """
+    half = channels // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - freq_shift)
+    angles = timesteps[..., None].float() * torch.exp(-math.log(LONGEST_PERIOD) * exponents)
+    waves = (angles.cos(), angles.sin()) if flip_sin_to_cos else (angles.sin(), angles.cos())
+    return F.pad(torch.cat(waves, dim=-1), (0, channels % 2))
+
+
+class TimestepEmbedding(nn.Module):
+    """Turn waves into the time embedding: linear, SiLU, linear."""
+
+    def __init__(self, in_channels: int, time_embed_dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_channels, time_embed_dim)
+        self.linear_2 = nn.Linear(time_embed_dim, time_embed_dim)
+
+    def forward(self, waves: Float[Tensor, "*batch in_channels"]) -> TimeEmbedding:
+        embedding: Tensor = self.linear_2(F.silu(self.linear_1(waves)))
+        return embedding
+
+
+class AttentionPooling(nn.Module):
+    """Summarise a prompt: its mean, plus a learned offset, asks all of its tokens one question (one query).
+
+    From DeepFloyd IF, which has it from CLIP's image tower (Radford et al. 2021, arXiv:2103.00020).
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.positional_embedding = nn.Parameter(torch.randn(1, width) / width**0.5)
+        self.k_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+
+    def forward(self, states: HiddenStates) -> Float[Tensor, "batch width"]:
+        asker = states.mean(dim=1, keepdim=True) + self.positional_embedding
+        answers = torch.cat([asker, states], dim=1)
+        query, key, value = (
+            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projected in (self.q_proj(asker), self.k_proj(answers), self.v_proj(answers))
+        )
+        return F.scaled_dot_product_attention(query, key, value).flatten(1)
+
+
+class TextTimeEmbedding(nn.Module):
+    """Turn a prompt into a vector that is added to the time embedding.
+
+    It pools over every position, masked-out ones included, exactly as diffusers' module of this name does.
+    """
+
+    def __init__(self, width: int, time_embed_dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.pool = AttentionPooling(width, heads)
+        self.proj = nn.Linear(width, time_embed_dim)
+        self.norm2 = nn.LayerNorm(time_embed_dim)
+
+    def forward(self, states: HiddenStates) -> Float[Tensor, "batch time_embed_dim"]:
+        embedding: Tensor = self.norm2(self.proj(self.pool(self.norm1(states))))
+        return embedding
