@@ -13,12 +13,12 @@ Training uses the table only. Samplers, the ways to walk back from noise to pict
 `Schedule.scheduler` builds each from the same settings, so that no sampler can disagree with what was trained.
 """
 
-import importlib
+import importlib.util
 import inspect
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -127,17 +127,15 @@ class Schedule:
             raise UsageError(
                 f'scheduler "{name}" cannot run a model that predicts "sample"; use ddim, ddpm or dpm++2m.'
             )
-        try:
-            module = importlib.import_module(f"diffusers.schedulers.{sampler.module}")
-        except ImportError as error:  # LMS integrates with scipy, which nothing else here needs
-            raise UsageError(
-                f'scheduler "{name}" needs {error.name}: pip install {error.name}, or use euler.'
-            ) from error
+        if sampler.needs and importlib.util.find_spec(sampler.needs) is None:
+            raise UsageError(f'scheduler "{name}" needs {sampler.needs}: pip install {sampler.needs}, or use euler.')
+        module = importlib.import_module(f"diffusers.schedulers.{sampler.module}")
         scheduler_class = getattr(module, sampler.class_name)
         known = inspect.signature(scheduler_class.__init__).parameters
         if self.config.rescale_betas_zero_snr and "rescale_betas_zero_snr" not in known:
             raise UsageError(f'scheduler "{name}" cannot run zero terminal SNR; use ddim, ddpm, euler or dpm++2m.')
-        settings = {**self.config.model_dump(), **_STABLE_DIFFUSION, **sampler.options}
+        # LCM picks its timesteps from a grid this fine; it was distilled on 50, our models on all.
+        settings = {**self.config.model_dump(), **_STABLE_DIFFUSION, "original_inference_steps": len(self)}
         scheduler: Scheduler = scheduler_class(**{key: value for key, value in settings.items() if key in known})
         return scheduler
 
@@ -209,13 +207,13 @@ class Scheduler(Protocol):
 
 @dataclass(frozen=True)
 class Sampler:
-    """Where diffusers keeps a sampler, how else people call it, and what it needs beside the schedule's settings."""
+    """Where diffusers keeps a sampler, how else people call it, what it cannot run and which package it needs."""
 
     module: str
     class_name: str
     aliases: tuple[str, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     takes_sample_prediction: bool = True
+    needs: str | None = None
 
 
 _STABLE_DIFFUSION = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "skip_prk_steps": True}
@@ -239,7 +237,7 @@ SCHEDULERS: Mapping[str, Sampler] = MappingProxyType(
         "pndm": Sampler("scheduling_pndm", "PNDMScheduler", ("plms",), takes_sample_prediction=False),
         "deis": Sampler("scheduling_deis_multistep", "DEISMultistepScheduler"),
         "lcm": Sampler("scheduling_lcm", "LCMScheduler"),
-        "lms": Sampler("scheduling_lms_discrete", "LMSDiscreteScheduler", ("k_lms",)),
+        "lms": Sampler("scheduling_lms_discrete", "LMSDiscreteScheduler", ("k_lms",), needs="scipy"),
     }
 )
 """The samplers by the name we print; other spellings are accepted."""
