@@ -1,0 +1,189 @@
+"""How does a file become numbers? The second station: an image file becomes a tensor in [-1, 1], or a `BadImage`.
+
+Image files are input from a stranger, too. What is refused, and why:
+
+    not a regular file           a pipe or a device would hang or never end
+    an unusual format            every decoder is attack surface; six formats hold nearly all training images
+    more than 50 megapixels      judged by the header: 10 kB of PNG can unfold to gigabytes
+    truncated, damaged           decoded to the last pixel here, not on day three of a training run
+    tiny, or a thin strip        the square in its centre shows nothing
+
+And what is easily got wrong: a phone's photo lies on its side until its EXIF orientation is obeyed; transparent pixels
+have a colour (often black) that nobody was meant to see; 16-bit values are to be scaled, not clipped. Colour profiles
+are not applied; of an animation the first frame is taken.
+"""
+
+import os
+import stat
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageColor, UnidentifiedImageError
+from torch import Tensor
+
+from t2im.data.folder import printable
+from t2im.errors import BadImage, UsageError, nearest
+from t2im.shapes import Images
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+MAX_PIXELS = 50_000_000
+MIN_SIDE = 8
+MAX_ASPECT_RATIO = 16
+FIX = " Replace it, or leave it out with --skip-bad."
+
+Orientation = Image.Transpose
+UPRIGHT = {  # EXIF orientation -> what makes the image upright
+    2: Orientation.FLIP_LEFT_RIGHT,
+    3: Orientation.ROTATE_180,
+    4: Orientation.FLIP_TOP_BOTTOM,
+    5: Orientation.TRANSPOSE,
+    6: Orientation.ROTATE_270,
+    7: Orientation.TRANSVERSE,
+    8: Orientation.ROTATE_90,
+}
+EXIF_ORIENTATION = 0x0112
+
+
+def decode(path: str | Path, *, background: str = "white") -> Image.Image:
+    """Decode a whole image file to an upright 8-bit RGB image; transparent pixels show the background colour.
+
+    The result's `info` holds `animated` (whether there were more frames) and nothing else.
+
+    Raises: BadImage, naming the file and the reason; UsageError if the background is no colour.
+    """
+    return _decode(Path(path), _colour(background))
+
+
+def read_image(path: str | Path, *, resolution: int, background: str = "white") -> Float[Tensor, "3 side side"]:
+    """Read the centre square of an image, scaled to resolution × resolution pixels, RGB in [-1, 1].
+
+    Raises: BadImage, naming the file and the reason; UsageError if the background is no colour.
+    """
+    image = square(_decode(Path(path), _colour(background), at_least=2 * resolution), resolution)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1
+
+
+def read_images(paths: Sequence[str | Path], *, resolution: int, background: str = "white") -> Images:
+    """Read images into a batch (len(paths), 3, resolution, resolution) in [-1, 1], in the order of the paths.
+
+    Raises: BadImage for the first path in order that cannot be read.
+    """
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:  # Pillow decodes outside Python's lock
+        read = threads.map(lambda path: read_image(path, resolution=resolution, background=background), paths)
+        return torch.stack(list(read))
+
+
+def square(image: Image.Image, side: int) -> Image.Image:
+    """Cut out the centre square and scale it to side × side pixels, antialiased."""
+    shorter = min(image.size)
+    left, top = (image.width - shorter) / 2, (image.height - shorter) / 2
+    if shorter < 2 * side:  # half a pixel would blur an image that is hardly reduced
+        left, top = int(left), int(top)
+    return image.resize((side, side), Image.Resampling.LANCZOS, box=(left, top, left + shorter, top + shorter))
+
+
+def _decode(path: Path, background: tuple[int, ...], *, at_least: int | None = None) -> Image.Image:
+    """Decode; a JPEG may come at a half, a quarter or an eighth of its size if its sides stay `at_least` that long."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("is no regular file")
+        if not status.st_size:
+            raise ValueError("is empty (0 bytes)")
+        with Image.open(path, formats=FORMATS) as image:
+            _check_size(image)
+            if image.format == "PNG":
+                _check_sums(path)
+            animated = image.format in ("GIF", "PNG", "WEBP") and getattr(image, "is_animated", False)
+            if at_least:
+                image.draft(None, (at_least, at_least))
+            image.load()
+            rgb = _rgb(_upright(image), background)
+    except Exception as error:  # damaged bytes make Pillow's parsers raise nearly anything: struct.error, KeyError, ...
+        raise BadImage(f"{printable(path)}: {_reason(error)}.{FIX}") from error
+    rgb.info = {"animated": animated}
+    return rgb
+
+
+def _check_size(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"has {width} × {height} pixels, more than {MAX_PIXELS // 10**6} million")
+    if min(width, height) < MIN_SIDE:
+        raise ValueError(f"has {width} × {height} pixels, less than {MIN_SIDE} on one side")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ValueError(f"has {width} × {height} pixels, a strip longer than {MAX_ASPECT_RATIO}:1")
+
+
+def _check_sums(path: Path) -> None:
+    """Check the checksums that PNG carries and that Pillow ignores when it decodes."""
+    with Image.open(path, formats=("PNG",)) as image:
+        image.verify()
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(EXIF_ORIENTATION)
+    except Exception:  # damaged metadata says nothing about the pixels, which are whole
+        return image
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+
+
+def _rgb(image: Image.Image, background: tuple[int, ...]) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _eight_bits(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    canvas = Image.new("RGBA", image.size, background)
+    canvas.alpha_composite(image.convert("RGBA"))
+    return canvas.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale deep greyscale to 8 bits.
+
+    16-bit integers are full scale. A 32-bit container does not say what it holds; the smallest usual range that holds
+    its maximum is taken as full scale.
+    """
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if image.mode.startswith("I;16"):
+        full_scale = 2**16 - 1
+    elif not (np.isfinite(high) and low >= 0):
+        raise ValueError("has negative or non-finite pixels")
+    else:
+        ranges = (1, 2**8 - 1, 2**16 - 1, 2**31 - 1) if image.mode == "F" else (2**8 - 1, 2**16 - 1, 2**31 - 1)
+        full_scale = next((top for top in ranges if high <= top), int(high))
+    grey = Image.fromarray(np.rint(values * (255 / full_scale)).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _reason(error: Exception) -> str:
+    """Say in one clause why decoding failed."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"is no image of the formats {', '.join(FORMATS)}"
+    if isinstance(error, FileNotFoundError):
+        return "does not exist"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"has more than {MAX_PIXELS // 10**6} million pixels"
+    if isinstance(error, MemoryError):
+        return "needs more memory than there is"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return printable(" ".join(text.split()).rstrip(".")) or f"cannot be decoded ({type(error).__name__})"
+
+
+def _colour(name: str) -> tuple[int, ...]:
+    try:
+        return ImageColor.getrgb(name)[:3]
+    except ValueError:
+        raise UsageError(
+            f'background "{name}" is no colour{nearest(name, ImageColor.colormap)}. '
+            'Use a name such as "white", or "#rrggbb".'
+        ) from None
