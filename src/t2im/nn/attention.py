@@ -7,6 +7,8 @@ which lets a left eye agree with a right one. Keys and values of the text depend
 are computed once for a whole picture (`Attention.keys_values`).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -60,7 +62,8 @@ class Attention(nn.Module):
         return output
 
     def _split(self, projected: Tokens) -> Headed:
-        return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        batch, tokens, channels = projected.shape
+        return projected.reshape(batch, tokens, self.heads, channels // self.heads).transpose(1, 2)
 
     def _attend(self, query: Headed, key: Headed, value: Headed, bias: AttentionBias | None) -> Headed:
         if not self.upcast:
@@ -80,6 +83,7 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(in_channels, 2 * out_channels)
 
     def forward(self, tokens: Tokens) -> Tokens:
+        """Widen or narrow each token to out_channels."""
         content, gate = self.proj(tokens).chunk(2, dim=-1)
         gated: Tensor = content * F.gelu(gate)
         return gated
@@ -94,6 +98,7 @@ class FeedForward(nn.Module):
         self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
 
     def forward(self, tokens: Tokens) -> Tokens:
+        """Treat each token alone."""
         output: Tensor = self.net(tokens)
         return output
 
@@ -114,10 +119,12 @@ class BasicTransformerBlock(nn.Module):
         self.ff = FeedForward(channels)
 
     def forward(self, tokens: Tokens, text: KeysValues, bias: AttentionBias | None) -> Tokens:
+        """Refine the tokens, given keys and values of the text."""
         normed = self.norm1(tokens)
         tokens = tokens + self.attn1(normed, self.attn1.keys_values(normed))
         tokens = tokens + self.attn2(self.norm2(tokens), text, bias)
-        return tokens + self.ff(self.norm3(tokens))
+        thought: Tensor = self.ff(self.norm3(tokens))
+        return tokens + thought
 
 
 class Transformer2DModel(nn.Module):
@@ -151,11 +158,13 @@ class Transformer2DModel(nn.Module):
 
     def keys_values(self, states: HiddenStates) -> tuple[KeysValues, ...]:
         """Compute what the text offers to each transformer block."""
-        return tuple(block.attn2.keys_values(states) for block in self.transformer_blocks)
+        blocks: Any = self.transformer_blocks
+        return tuple(block.attn2.keys_values(states) for block in blocks)
 
     def forward(
         self, maps: FeatureMaps, text: tuple[KeysValues, ...], bias: AttentionBias | None = None
     ) -> FeatureMaps:
+        """Refine the picture, given keys and values of the text for each block."""
         height, width = maps.shape[-2:]
         hidden = self.norm(maps)
         # To tokens and back: (batch, channels, height, width) <-> (batch, height * width, channels). In channels_last

@@ -47,6 +47,7 @@ class TimestepEmbedding(nn.Module):
         self.linear_2 = nn.Linear(time_embed_dim, time_embed_dim)
 
     def forward(self, waves: Float[Tensor, "*batch in_channels"]) -> TimeEmbedding:
+        """Mix the waves."""
         embedding: Tensor = self.linear_2(F.silu(self.linear_1(waves)))
         return embedding
 
@@ -66,6 +67,7 @@ class AttentionPooling(nn.Module):
         self.v_proj = nn.Linear(width, width)
 
     def forward(self, states: HiddenStates) -> Float[Tensor, "batch width"]:
+        """Return one vector for each prompt."""
         asker = states.mean(dim=1, keepdim=True) + self.positional_embedding
         answers = torch.cat([asker, states], dim=1)
         query, key, value = (
@@ -89,5 +91,6 @@ class TextTimeEmbedding(nn.Module):
         self.norm2 = nn.LayerNorm(time_embed_dim)
 
     def forward(self, states: HiddenStates) -> Float[Tensor, "batch time_embed_dim"]:
+        """Return what to add to the time embedding."""
         embedding: Tensor = self.norm2(self.proj(self.pool(self.norm1(states))))
         return embedding

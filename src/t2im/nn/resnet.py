@@ -62,6 +62,7 @@ class ResnetBlock2D(nn.Module):
         return projection
 
     def forward(self, maps: FeatureMaps, time: TimeProjection) -> FeatureMaps:
+        """Correct the maps at a time given by this block's own `project_time`."""
         time = time[:, :, None, None]
         hidden = self.conv1(F.silu(self.norm1(maps)))
         if self.scales:
@@ -70,8 +71,9 @@ class ResnetBlock2D(nn.Module):
         else:
             hidden = self.norm2(hidden + time)
         hidden = self.conv2(self.dropout(F.silu(hidden)))
-        shortcut: Tensor = maps if self.conv_shortcut is None else self.conv_shortcut(maps)
-        return shortcut + hidden
+        shortcut = maps if self.conv_shortcut is None else self.conv_shortcut(maps)
+        corrected: Tensor = shortcut + hidden
+        return corrected
 
 
 class Downsample2D(nn.Module):
@@ -82,6 +84,7 @@ class Downsample2D(nn.Module):
         self.conv = nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
 
     def forward(self, maps: FeatureMaps) -> FeatureMaps:
+        """Return ceil(height / 2) x ceil(width / 2) maps."""
         halved: Tensor = self.conv(maps)
         return halved
 
@@ -98,5 +101,6 @@ class Upsample2D(nn.Module):
         self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
 
     def forward(self, maps: FeatureMaps, size: tuple[int, int]) -> FeatureMaps:
+        """Return maps of that (height, width)."""
         enlarged: Tensor = self.conv(F.interpolate(maps, size=size, mode="nearest"))
         return enlarged
