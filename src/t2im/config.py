@@ -35,8 +35,8 @@ class Settings(BaseModel):
 class UNetConfig(Settings):
     """The denoiser. Keys and meanings are those of diffusers' `UNet2DConditionModel`, so its config.json is ours."""
 
-    sample_size: Positive = 16
-    """Native height and width of the latents."""
+    sample_size: Positive | tuple[Positive, Positive] | None = 16
+    """Native size of the latents: one number for height and width, or both; None where it is not known."""
     in_channels: Positive = 4
     """Latent channels going in."""
     out_channels: Positive = 4
@@ -47,7 +47,7 @@ class UNetConfig(Settings):
     """The block at the coarsest level."""
     up_block_types: tuple[UpBlock, ...] = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
     """One per level, from coarse to fine."""
-    block_out_channels: tuple[Positive, ...] = (64, 96, 128)
+    block_out_channels: Annotated[tuple[Positive, ...], Field(min_length=1)] = (64, 96, 128)
     """Channels of each level, from fine to coarse."""
     layers_per_block: Positive | tuple[Positive, ...] = 1
     """Residual blocks of each level on the way down (one more on the way up)."""
@@ -74,7 +74,7 @@ class UNetConfig(Settings):
     freq_shift: NotNegative = 0
     """Shift in the sinusoid's frequency exponent."""
     dropout: Fraction = 0.0
-    """Dropout inside residual and transformer blocks."""
+    """Dropout inside residual blocks."""
     upcast_attention: bool = False
     """Compute attention scores in fp32 (SD 2.1 has it on); no change of weights."""
 
@@ -95,16 +95,19 @@ class UNetConfig(Settings):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != levels:
                 raise ValueError(f"{name} has {len(value)} entries, but block_out_channels has {levels}")
-        attends = [block.startswith("CrossAttn") for block in self.down_block_types]
-        if attends != [block.startswith("CrossAttn") for block in reversed(self.up_block_types)]:
-            raise ValueError("up_block_types must mirror down_block_types (a CrossAttn level down is one up)")
-        for channels, heads in zip(self.block_out_channels, self.per_level(self.attention_head_dim), strict=True):
+        for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
                 raise ValueError(
                     f"block_out_channels {channels} is no multiple of norm_num_groups {self.norm_num_groups}"
                 )
-            if channels % heads:
-                raise ValueError(f"block_out_channels {channels} is no multiple of attention_head_dim (heads) {heads}")
+        heads = self.per_level(self.attention_head_dim)
+        for level, channels in enumerate(self.block_out_channels):
+            blocks = (self.down_block_types[level], self.up_block_types[levels - 1 - level])
+            attends = level == levels - 1 or any(block.startswith("CrossAttn") for block in blocks)
+            if attends and heads[level] > channels:
+                raise ValueError(
+                    f"attention_head_dim (heads) {heads[level]} is more than block_out_channels {channels}"
+                )
         if self.addition_embed_type == "text" and self.cross_attention_dim % self.addition_embed_type_num_heads:
             raise ValueError(
                 f"cross_attention_dim {self.cross_attention_dim} is no multiple of "
@@ -180,8 +183,8 @@ class VAEConfig(Settings):
 class CLIPConfig(Settings):
     """The text encoder trained here, with the vision tower that teaches it; sizes of transformers' `CLIPModel`."""
 
-    vocab_size: Annotated[int, Field(ge=300)] = 4096
-    """Pieces of the byte-pair vocabulary learned from the captions."""
+    vocab_size: Annotated[int, Field(ge=514)] = 4096
+    """Pieces of the byte-pair vocabulary learned from the captions; 514 of them are bytes and marks."""
     context_length: Annotated[int, Field(ge=4)] = 32
     """Tokens of a prompt, with start and end."""
     width: Positive = 256
