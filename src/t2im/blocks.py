@@ -7,16 +7,17 @@ does not match its sums is removed with a warning, and its records are simply ab
 
 import json
 import shutil
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from t2im.errors import T2IMError
+from t2im.errors import ModelError, T2IMError
 from t2im.files import atomic_folder, sha256_of_file, sync_directory, write_json
 
 Keys = NDArray[np.bytes_]
@@ -27,6 +28,8 @@ Rows = NDArray[np.int64]
 
 Array = NDArray[Any]
 SUMS = "sha256.json"
+BLOCK_BYTES = 2**26
+BLOCK_SECONDS = 20.0  # how much work a crash may cost
 
 
 class CacheRebuilt(UserWarning):
@@ -134,3 +137,44 @@ class Table:
                 sorted_rows=order.astype(np.int64),
             )
         return self._index
+
+
+class Writer:
+    """Collects records for a table and commits them as blocks, by size and by time, and at the end, however it comes."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
+    def add(self, key: Keys, record: Array, what: str) -> None:
+        """Take one float32 record; it is kept as float16 unless it holds numbers that are too large for it.
+
+        Raises: ModelError naming `what`, if it is not finite.
+        """
+        if not np.isfinite(record).all():
+            raise ModelError(f"{what}: the encoder's answer is not finite. Check its weights, or use another encoder.")
+        fits = np.abs(record).max(initial=0) <= np.finfo(np.float16).max
+        self._keys.append(key)
+        self._records.append(record.astype(np.float16 if fits else np.float32))
+        self._bytes += self._records[-1].nbytes
+        if self._bytes >= BLOCK_BYTES or time.monotonic() - self._since >= BLOCK_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit what was collected."""
+        keys, records = self._keys, self._records
+        self._clear()  # first: what the disk refuses once is not tried again on the way out
+        if keys:
+            self._table.append(np.concatenate(keys), records)
+
+    def _clear(self) -> None:
+        self._keys: list[Keys] = []
+        self._records: list[Array] = []
+        self._bytes = 0
+        self._since = time.monotonic()

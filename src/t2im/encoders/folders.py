@@ -32,16 +32,21 @@ def locate(source: str | Path, parts: Mapping[str, Sequence[str]], *, local_file
         siblings = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise ModelError(f'"{name}" is no folder{nearest(folder.name, siblings)}. Name an existing folder or a hub id.')
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     patterns = [wanted for part, files in parts.items() for file in files for wanted in (file, f"{part}/{file}")]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=local_files_only))
-    except Exception as error:  # the hub client raises a dozen families (HTTP, OS, validation); all mean the same here
-        reason = "it is not in the local hub cache" if local_files_only else str(error).strip().splitlines()[0]
-        raise ModelError(
-            f'"{name}" is neither a folder nor a hub id that can be fetched now ({reason}). '
-            f"Without a network, give the path of a local copy, or train an encoder here."
-        ) from error
+    except LocalEntryNotFoundError:
+        reason = "it is not in the local hub cache" + ("" if local_files_only else ", and the hub cannot be reached")
+    except RepositoryNotFoundError:
+        reason = "the hub has no such public repository"
+    except Exception as error:  # dozens of families: broken connections, quotas, malformed names, full disks
+        reason = first_line(error)
+    raise ModelError(
+        f'"{name}" is no folder, and no hub id that can be fetched ({reason}). '
+        f"Give the folder of a local copy, or train an encoder here."
+    )
 
 
 def part_of(folder: Path, part: str, kind: str, weights: str) -> Path:
@@ -86,9 +91,18 @@ def require_complete(module: nn.Module, folder: Path, missing: Sequence[str] = (
             raise ModelError(f'{folder}: weight "{name}" is not finite; the file is damaged. Fetch or train it again.')
 
 
+def first_line(error: Exception) -> str:
+    """Return what an error of another library says first; the rest is advice about that library."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def sha256_of_weights(module: nn.Module, settings: Any) -> str:
-    """Return one SHA-256 over names, types, shapes and values of all weights, and over what else decides the output."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    """Return one SHA-256 over names, types, shapes and values of all weights, and over settings.
+
+    settings: what else decides the output, and only that: a library's whole configuration changes with its versions.
+    """
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)

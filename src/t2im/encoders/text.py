@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, Self
 import torch
 
 from t2im.config import CLIPConfig
-from t2im.encoders.folders import locate, part_of, require_complete, sha256_of_weights
+from t2im.encoders.folders import first_line, locate, part_of, require_complete, sha256_of_weights
 from t2im.errors import ModelError, UsageError
 from t2im.files import atomic_path
 from t2im.shapes import TextStates
@@ -82,9 +82,7 @@ class TextEncoder:
             missing, _ = module.load_state_dict(stored, strict=False)  # a whole CLIP has its image tower beside it
             tokenizer = CLIPTokenizer.from_pretrained(vocabulary, local_files_only=True)
         except Exception as error:  # damaged files, wrong shapes and odd configurations all raise differently
-            raise ModelError(
-                f"{root}: cannot be loaded ({str(error).strip().splitlines()[0]}). Save it again."
-            ) from error
+            raise ModelError(f"{root}: cannot be loaded ({first_line(error)}). Save it again.") from error
         require_complete(module, folder, missing)
         return cls(module.eval().requires_grad_(False), tokenizer, padding)
 
@@ -163,12 +161,14 @@ class TextEncoder:
     @property
     def sha256(self) -> str:
         """Identity of weights, vocabulary and padding: two encoders with equal hashes say the same."""
-        rules = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        config = self.module.config.to_dict()
+        decisive = ("hidden_act", "num_attention_heads", "layer_norm_eps")
+        tokenizer = self.tokenizer
         settings = {
-            "config": {name: value for name, value in config.items() if name not in _WITHOUT_EFFECT},
-            "tokenizer": {name: rules[name] for name in ("model", "normalizer", "pre_tokenizer", "post_processor")},
-            "context": [self.context_length, self.padding, self.tokenizer.pad_token_id],
+            "config": {name: getattr(self.module.config, name) for name in decisive},
+            "vocabulary": tokenizer.get_vocab(),
+            "merges": [" ".join(pair) for pair in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]],
+            "marks": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
+            "context": [self.context_length, self.padding],
         }
         return sha256_of_weights(self.module, settings)
 
@@ -249,9 +249,6 @@ def text_part(
 ) -> TextEncoder:
     """Return the text tower of a CLIP as an encoder; the weights are shared, not copied."""
     return TextEncoder(clip.text_model, tokenizer, padding)
-
-
-_WITHOUT_EFFECT = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
 
 
 def _shorten(text: str, length: int = 200) -> str:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from t2im.config import VAEConfig
-from t2im.encoders.folders import locate, part_of, require_complete, sha256_of_weights
+from t2im.encoders.folders import first_line, locate, part_of, require_complete, sha256_of_weights
 from t2im.errors import ModelError, UsageError
 from t2im.shapes import Images, Latents, PerSample
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+# What decides the output beside the weights; the rest of a configuration shows in their names and shapes.
+DECISIVE = ("act_fn", "norm_num_groups", "scaling_factor", "shift_factor", "latents_mean", "latents_std")
 PerChannel = Float[Tensor, "channels"]
 
 
@@ -69,9 +71,7 @@ class VAE:
                 folder, use_safetensors=True, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
             )
         except Exception as error:  # damaged safetensors, wrong shapes and odd configurations all raise differently
-            raise ModelError(
-                f"{folder}: cannot be loaded ({str(error).strip().splitlines()[0]}). Save it again."
-            ) from error
+            raise ModelError(f"{folder}: cannot be loaded ({first_line(error)}). Save it again.") from error
         require_complete(module, folder, report["missing_keys"])
         return cls(module.eval().requires_grad_(False))
 
@@ -127,7 +127,7 @@ class VAE:
     @property
     def sha256(self) -> str:
         """Identity of configuration and weights: two VAEs with equal hashes make equal latents."""
-        return sha256_of_weights(self.module, _settings(self.module))
+        return sha256_of_weights(self.module, {name: self.module.config.get(name) for name in DECISIVE})
 
     def _affine(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return (scale, shift), each (channels, 1, 1), of latents = (z - shift) * scale."""
@@ -209,7 +209,7 @@ def whitened(vae: VAE, mean: PerChannel, std: PerChannel) -> VAE:
 
     folded = {"scaling_factor": 1.0, "shift_factor": None, "latents_mean": None, "latents_std": None}
     convolutions = {"use_quant_conv": True, "use_post_quant_conv": True}
-    module = AutoencoderKL(**{**_settings(vae.module), **folded, **convolutions})
+    module = AutoencoderKL.from_config({**vae.module.config, **folded, **convolutions})
     module.load_state_dict(weights)
     return VAE(module.to(vae.device).eval().requires_grad_(False))
 
@@ -218,10 +218,6 @@ def psnr(images: Images, reconstruction: Images) -> PerSample:
     """Return each image's peak signal-to-noise ratio in dB: 10 log10(2^2 / MSE), as [-1, 1] is 2 wide."""
     error = (images.float() - reconstruction.float()).square().flatten(1).mean(dim=1)
     return 10 * torch.log10(4 / error)
-
-
-def _settings(module: "AutoencoderKL") -> dict[str, Any]:
-    return {name: value for name, value in module.config.items() if not name.startswith("_")}
 
 
 def _affine(config: Any) -> tuple[Tensor, Tensor]:
