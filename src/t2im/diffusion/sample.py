@@ -15,7 +15,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
@@ -31,11 +31,11 @@ Times = Shaped[Tensor, "batch"]
 """Timesteps of one denoiser call: int64, but float where a sampler stands between two of them ("linspace" spacing)."""
 
 
-class Denoiser(Protocol):
-    """What predicts. One that also has `prepare(text, timesteps)` gets its result in place of the text."""
+Denoiser = Callable[[Latents, Times, Any], Latents]
+"""What predicts noise, velocity or clean latents, by the schedule's `prediction_type`.
 
-    def __call__(self, latents: Latents, timesteps: Times, text: Any, /) -> Latents:
-        """Predict noise, velocity or clean latents, by the schedule's `prediction_type`."""
+Its third argument is a `TextStates`, or what its own `prepare(text, timesteps)` made of one, if it has that method.
+"""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Step:
     """0-based; second-order samplers such as heun take more than one step per inference step."""
     total: int
     """How many steps there will be."""
-    timestep: float
+    timestep: int | float
     """The time of `noisy_latents` in [0, T); a whole number except with "linspace" spacing."""
     noisy_latents: Latents
     """x_t as the denoiser saw it, about unit variance."""
@@ -114,7 +114,6 @@ def sample(
     return _walk(predict, schedule, sampler, initial_noise.to(device), options)
 
 
-@torch.no_grad()
 def _walk(
     predict: Callable[[Latents, Times], Latents],
     schedule: Schedule,
@@ -126,15 +125,16 @@ def _walk(
     latents = latents * sampler.init_noise_sigma
     total = len(sampler.timesteps)
     for index, t in enumerate(sampler.timesteps):
-        noisy = sampler.scale_model_input(latents, t)
-        times = _whole(t.expand(len(latents)))
-        prediction = predict(noisy, times)
-        result = sampler.step(prediction, t, latents, **options)
-        latents = result.prev_sample
-        _check_finite(prediction, latents, f"step {index + 1} of {total} (timestep {t.item():g})")
-        x_0 = getattr(result, "pred_original_sample", None)
-        if x_0 is None:  # These samplers (dpm++2m, unipc, deis, pndm, lcm) keep x_t as the schedule defines it.
-            x_0 = schedule.pred_original_sample(prediction, noisy, times)
+        with torch.no_grad():  # not around the yield: the listeners' own gradients are theirs
+            noisy = sampler.scale_model_input(latents, t)
+            times = _whole(t.expand(len(latents)))
+            prediction = predict(noisy, times)
+            result = sampler.step(prediction, t, latents, **options)
+            latents = result.prev_sample
+            _check_finite(prediction, latents, f"step {index + 1} of {total} (timestep {t.item():g})")
+            x_0 = getattr(result, "pred_original_sample", None)
+            if x_0 is None:  # These samplers (dpm++2m, unipc, deis, pndm, lcm) keep x_t as the schedule defines it.
+                x_0 = schedule.pred_original_sample(prediction, noisy, times)
         yield Step(index, total, times[0].item(), noisy, latents, x_0, prediction)
 
 

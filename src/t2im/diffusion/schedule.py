@@ -20,7 +20,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -182,6 +182,7 @@ def _at(table: Tensor, timesteps: Timesteps) -> PerSample:
     return table[timesteps]
 
 
+@runtime_checkable
 class Scheduler(Protocol):
     """What the reverse loop uses of a diffusers scheduler."""
 
