@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from t2im import __version__
+from t2im.cli import data
 from t2im.errors import CANCELLED, T2IMError
 
 app = typer.Typer(
@@ -15,12 +16,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A mini Stable Diffusion: train it from scratch on your own captioned images, run it, understand it.",
 )
+app.add_typer(data.app, name="data")
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         print(f"t2im {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
