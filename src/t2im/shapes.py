@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Images = Float[Tensor, "batch 3 height width"]
+Images = Float[Tensor, "batch 3 image_height image_width"]
 """RGB in [-1, 1]."""
 
 Latents = Float[Tensor, "batch channels height width"]
