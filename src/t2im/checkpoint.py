@@ -1,0 +1,168 @@
+"""What is in a checkpoint, and how do we know that it is whole?
+
+A checkpoint `output/checkpoint_epoch_600.pt` holds all that a run needs to go on, and all that sampling needs but the
+encoders, which lie beside it in `output/encoders/`, written once per run. Beside the file stands
+`checkpoint_epoch_600.pt.sha256`, in the form of `sha256sum`. A reader trusts nothing: the checksum must match, the file
+is unpickled with `weights_only=True` (it can run no code), and the weights must have the names and the shapes that the
+configuration asks for, dense and finite.
+"""
+
+import pickle
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from t2im.config import Config, parse_settings
+from t2im.errors import ConfigError, ModelError, nearest
+from t2im.files import atomic_path, sha256_of_file, write_text
+from t2im.nn.unet import ConditionalUNet
+
+FORMAT = "t2im-checkpoint"
+SCHEMA = 1
+"""Version of the form below; a reader refuses what is newer than itself."""
+
+PARTS: dict[str, tuple[type, ...]] = {
+    "unet": (Mapping,),  # raw weights: name -> tensor
+    "ema": (Mapping, type(None)),  # their moving average by the same names, and the count of "updates"
+    "optimizer": (Mapping,),
+    "progress": (Mapping,),  # step, samples, epoch
+    "rng": (Mapping,),  # states of the global generators
+    "config": (Mapping,),  # the resolved tree of settings
+    "encoders": (Mapping,),  # {"vae", "text_encoder"}: {"folder" relative to the file, "sha256", "source"}
+    "data": (Mapping,),  # what it was trained on, some of its "captions", mean and std of its "latents"
+    "summary": (Mapping,),  # what the model card tells of the training
+}
+"""What a checkpoint must hold, beside its format and schema."""
+
+
+def write_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
+    """Write a checkpoint and its checksum, then prove that what lies on the disk is what was meant.
+
+    The old checksum goes first and the new one comes last, so a crash in between leaves a file without a checksum
+    rather than a whole file that looks damaged.
+
+    Raises: ModelError if the checkpoint is not sound, before anything is written, or if the disk gave back other bytes.
+    """
+    path = Path(path)
+    checkpoint = {"format": FORMAT, "schema": SCHEMA, **checkpoint}
+    _require_sound(checkpoint, path)
+    with atomic_path(path) as temporary:
+        torch.save(checkpoint, temporary)
+        written = sha256_of_file(temporary)
+        _checksum_path(path).unlink(missing_ok=True)
+    if sha256_of_file(path) != written:
+        raise ModelError(f"{path}: the disk gave back other bytes than were written. Check the disk.")
+    write_text(_checksum_path(path), f"{written}  {path.name}\n")
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, whole and sound.
+
+    Raises: ModelError if it is missing, damaged, of another kind or not finite. Warns if its checksum file is missing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such checkpoint{_nearest_checkpoints(path)}.")
+    verify_checksum(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise ModelError(f"{path}: not a checkpoint, or a damaged one ({_first_line(error)}).") from None
+    _require_sound(checkpoint, path)
+    return dict(checkpoint)
+
+
+def recorded_checksum(path: Path) -> str | None:
+    """Return the SHA-256 that is written beside a checkpoint, if it is."""
+    try:
+        words = _checksum_path(path).read_text(encoding="utf-8").split()
+    except FileNotFoundError:
+        return None
+    return words[0] if words else ""
+
+
+def verify_checksum(path: Path) -> None:
+    """Compare a checkpoint with its checksum; warns if there is none to compare with."""
+    expected = recorded_checksum(path)
+    if expected is None:
+        warnings.warn(f"{path}: cannot be verified, {_checksum_path(path).name} is missing.", stacklevel=3)
+    elif sha256_of_file(path) != expected:
+        raise ModelError(f"{path}: damaged, its checksum is not that of {_checksum_path(path).name}. Use another one.")
+
+
+def config_of(checkpoint: Mapping[str, Any], path: Path) -> Config:
+    """Return the configuration that a checkpoint was trained with."""
+    try:
+        return parse_settings(Config, checkpoint["config"])
+    except ConfigError as error:
+        raise ModelError(f"{path}: its configuration cannot be used: {error}") from None
+
+
+def weights_of(checkpoint: Mapping[str, Any], which: Literal["ema", "raw"] = "ema") -> dict[str, Tensor]:
+    """Return the UNet's averaged weights, or the raw ones if they are asked for or nothing was averaged."""
+    if which == "raw" or checkpoint["ema"] is None:
+        return dict(checkpoint["unet"])
+    return {name: weight for name, weight in checkpoint["ema"].items() if name != "updates"}
+
+
+def _require_sound(checkpoint: Any, path: Path) -> None:
+    if not isinstance(checkpoint, Mapping) or checkpoint.get("format") != FORMAT:
+        raise ModelError(f"{path}: not a checkpoint of t2im.")
+    if checkpoint.get("schema") != SCHEMA:
+        raise ModelError(f"{path}: has schema {checkpoint.get('schema')}, this version reads {SCHEMA}. Update t2im.")
+    for name, kinds in PARTS.items():
+        if not isinstance(checkpoint.get(name, ...), kinds):
+            raise ModelError(f'{path}: damaged, its part "{name}" is missing or of the wrong kind.')
+    for where, tensor in _tensors(checkpoint, ""):
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            raise ModelError(f'{path}: "{where}" is no dense tensor.')
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ModelError(f'{path}: "{where}" holds values that are not finite.')
+    with torch.device("meta"):
+        expected = ConditionalUNet(config_of(checkpoint, path).unet).state_dict()
+    _require_weights(checkpoint["unet"], expected, f"{path}: unet")
+    if checkpoint["ema"] is not None:
+        _require_weights(weights_of(checkpoint, "ema"), expected, f"{path}: ema")
+
+
+def _require_weights(found: Mapping[str, Any], expected: Mapping[str, Tensor], where: str) -> None:
+    for name in sorted(expected.keys() - found.keys()):
+        raise ModelError(f'{where}: weight "{name}" is missing{nearest(name, found)}.')
+    for name in sorted(found.keys() - expected.keys()):
+        raise ModelError(f'{where}: weight "{name}" is unknown to its configuration{nearest(name, expected)}.')
+    for name, weight in expected.items():
+        if not isinstance(found[name], Tensor) or found[name].shape != weight.shape:
+            shape = tuple(getattr(found[name], "shape", ()))
+            raise ModelError(
+                f'{where}: weight "{name}" has shape {shape}, its configuration asks {tuple(weight.shape)}.'
+            )
+
+
+def _tensors(value: Any, where: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield where, value
+    elif isinstance(value, Mapping):
+        for name, entry in value.items():
+            yield from _tensors(entry, f"{where}.{name}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for index, entry in enumerate(value):
+            yield from _tensors(entry, f"{where}[{index}]")
+
+
+def _checksum_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _nearest_checkpoints(path: Path) -> str:
+    there = sorted(entry.name for entry in path.parent.glob("*.pt")) if path.parent.is_dir() else []
+    if not there:
+        return f" (and none in {path.parent})"
+    return nearest(path.name, there) or f" (there are {', '.join(there[-3:])})"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or repr(error)).strip().splitlines()[0].rstrip(".")

@@ -1,0 +1,89 @@
+"""Every test runs with checked shapes, and on models that are built here, never downloaded."""
+
+import pytest
+from beartype import BeartypeConf, beartype
+from beartype.door import is_bearable
+from beartype.roar import BeartypeException
+from jaxtyping import install_import_hook
+
+NUMBERS = BeartypeConf(is_pep484_tower=True)  # a whole number is a float, as for every type checker
+
+
+def checked(function):
+    """Check a function's annotations, except what beartype cannot: Self, and names imported for type checkers only."""
+
+    def checkable(hint):
+        try:
+            is_bearable(None, hint, conf=NUMBERS)
+        except BeartypeException:
+            return False
+        return True
+
+    function.__annotations__ = {name: hint for name, hint in function.__annotations__.items() if checkable(hint)}
+    return beartype(function, conf=NUMBERS)
+
+
+# Only what is imported after this is checked: hence no import of the package above or beside it. The hook wants an
+# expression that begins with a module's name; this file has none that one could rely on.
+install_import_hook("t2im", f"sys.modules[{__name__!r}].checked")
+
+CAPTIONS = ("a red apple", "a blue owl in the snow", "two green pears on a white plate")
+
+
+@pytest.fixture(scope="session")
+def build_model():
+    """Return a function that builds a model with random weights, which draws 12x12 pixels in milliseconds."""
+    import torch
+
+    from t2im.card import ModelFacts
+    from t2im.config import CLIPConfig, SamplingConfig, ScheduleConfig, UNetConfig, VAEConfig
+    from t2im.diffusion.schedule import Schedule
+    from t2im.encoders.text import new_clip, text_part, train_tokenizer
+    from t2im.encoders.vae import VAE, new_vae
+    from t2im.model import TextToImage
+    from t2im.nn.unet import ConditionalUNet
+
+    unet = UNetConfig(
+        sample_size=6,
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(8, 16),
+        attention_head_dim=2,
+        cross_attention_dim=10,
+        norm_num_groups=4,
+    )
+    vae = VAEConfig(latent_channels=3, block_out_channels=(4, 8), norm_num_groups=4)
+    clip = CLIPConfig(
+        vocab_size=540,
+        context_length=11,
+        width=10,
+        layers=1,
+        heads=2,
+        vision_width=8,
+        vision_layers=1,
+        vision_heads=1,
+        image_size=8,
+        projection_dim=5,
+    )
+
+    def build(schedule=None, *, padding="attend", seed=5):
+        torch.manual_seed(seed)
+        tokenizer = train_tokenizer(CAPTIONS, clip.vocab_size, clip.context_length)
+        return TextToImage(
+            unet=ConditionalUNet(unet).eval().requires_grad_(False),
+            vae=VAE(new_vae(vae, 12).eval().requires_grad_(False)),
+            text_encoder=text_part(new_clip(clip, tokenizer).eval().requires_grad_(False), tokenizer, padding),
+            schedule=Schedule(schedule or ScheduleConfig()),
+            sampling=SamplingConfig(num_inference_steps=3, guidance_scale=3.0),
+            facts=ModelFacts(name="tiny", captions=CAPTIONS, training={"steps": 7}, latents={"mean": [0.5]}),
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_model(build_model):
+    """Return one tiny model for all tests; nobody may change it."""
+    return build_model()
