@@ -138,7 +138,7 @@ def _only_source(listing: Listing) -> str | None:
     candidates = [place + name for name in SOURCES for place in ("", "images/")]
     sources = [name for name in candidates if name in listing.files or name in listing.refused]
     texts = {name[:-4] for name in listing.files if name.lower().endswith(".txt")}
-    captioned = min((name for name in listing.images() if _without_suffix(name) in texts), default=None)
+    captioned = next((name for name in listing.images() if _without_suffix(name) in texts), None) if texts else None
     if captioned:
         sources.append(f"{_without_suffix(captioned)}.txt")
     where = printable(listing.root)
@@ -152,7 +152,7 @@ def _only_source(listing: Listing) -> str | None:
         others = sorted(name for name in listing.files if name.endswith((".json", ".jsonl", ".csv")))
         hint = f' If it is "{printable(others[0])}", give that path instead of the folder.' if others else ""
         raise CaptionError(
-            f"{where}: {sum(1 for _ in listing.images())} images, but no captions: expected captions.json, "
+            f"{where}: {len(listing.images())} images, but no captions: expected captions.json, "
             f"metadata.jsonl, metadata.csv, or a .txt beside each image.{hint}"
         )
     return None if captioned else sources[0]
@@ -205,7 +205,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 def _text_rows(listing: Listing) -> Iterator[Row]:
     images: dict[str, list[str]] = {}
-    for name in sorted(listing.images()):
+    for name in listing.images():
         images.setdefault(_without_suffix(name), []).append(name)
     for name in sorted(name for name in listing.files if name.lower().endswith(".txt")):
         stem = name[:-4]
@@ -297,7 +297,7 @@ def _match(listing: Listing, format_: Format, source: Path, rows: Iterable[Row])
         source,
         tuple(Example(listing.root / name, texts) for name, texts in captions.items()),
         tuple(missing),
-        tuple(sorted(name for name in listing.images() if name not in captions)),
+        tuple(listing.images(besides=captions)),
         tuple(faults),
     )
 

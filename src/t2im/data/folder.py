@@ -8,7 +8,7 @@ list: what is not listed cannot be read.
 import os
 import unicodedata
 from bisect import bisect
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -54,9 +54,10 @@ class Listing:
         reasons = (self.refused.get(candidate) for candidate in (name, IMAGES + name))
         return next((reason for reason in reasons if reason), "does not exist")
 
-    def images(self) -> Iterator[str]:
-        """Yield the names that look like images, without hidden ones (".x.png", and the "._x.png" macOS leaves)."""
-        return (name for name in self.files if is_image(name) and not name.rpartition("/")[2].startswith("."))
+    def images(self, *, besides: Collection[str] = ()) -> list[str]:
+        """List the names that look like images, without hidden ones (".x.png", and the "._x.png" macOS leaves)."""
+        others = self.files.difference(besides)
+        return sorted(name for name in others if is_image(name) and not name.rpartition("/")[2].startswith("."))
 
 
 def scan(folder: Path) -> Listing:
@@ -74,14 +75,14 @@ def scan(folder: Path) -> Listing:
             with os.scandir(folder / prefix) as entries:
                 for entry in entries:
                     name = prefix + entry.name
-                    if entry.is_dir(follow_symlinks=False):
+                    if entry.is_file(follow_symlinks=False):
+                        files.add(name)
+                    elif entry.is_dir(follow_symlinks=False):
                         if is_image(name):
                             refused[name] = "is a folder"
                         if not entry.name.startswith("."):
                             waiting.append(name + "/")
-                    elif entry.is_file() and (
-                        not entry.is_symlink() or Path(entry.path).resolve().is_relative_to(inside)
-                    ):
+                    elif entry.is_file() and Path(entry.path).resolve().is_relative_to(inside):
                         files.add(name)
                     else:
                         refused[name] = _why_refused(entry)
