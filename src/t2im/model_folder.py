@@ -141,6 +141,9 @@ def halve_weights(folder: Path) -> None:
             if not torch.isfinite(weight).all():
                 raise ModelError(f'weight "{name}" of {path.parent.name}/ does not fit into fp16. Save as float32.')
         save_file(halved, path, metadata={"format": "pt"})
+    # Of all readers, transformers alone computes in the type of the file unless the configuration names another.
+    config = folder / "text_encoder" / "config.json"
+    write_json(config, {**json.loads(config.read_text(encoding="utf-8")), "dtype": "float32"})
 
 
 def _scheduler_of(folder: Path) -> tuple[str, dict[str, Any]]:
