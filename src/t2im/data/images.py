@@ -45,25 +45,49 @@ UPRIGHT = {  # EXIF orientation -> what makes the image upright
     7: Orientation.TRANSVERSE,
     8: Orientation.ROTATE_90,
 }
+LYING = (5, 6, 7, 8)
 EXIF_ORIENTATION = 0x0112
 
 
-def decode(path: str | Path, *, background: str = "white") -> Image.Image:
+def decode(path: str | Path, *, background: str = "white", at_least: int | None = None) -> Image.Image:
     """Decode a whole image file to an upright 8-bit RGB image; transparent pixels show the background colour.
 
-    The result's `info` holds `animated` (whether there were more frames) and nothing else.
+    at_least: pixels; a JPEG may come at a half, a quarter or an eighth of its size while no side gets shorter than
+    this, which saves most of the time of reading photographs.
+    The result's `info` holds `size` (of the file's image, upright) and `animated` (whether there are more frames).
 
     Raises: BadImage, naming the file and the reason; UsageError if the background is no colour.
     """
-    return _decode(Path(path), _colour(background))
+    path, colour = Path(path), _colour(background)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("is no regular file")
+        if not status.st_size:
+            raise ValueError("is empty (0 bytes)")
+        with Image.open(path, formats=FORMATS) as image:
+            size = image.size
+            _check_size(*size)
+            if image.format == "PNG":
+                _check_sums(path)
+            animated = image.format in ("GIF", "PNG", "WEBP") and getattr(image, "is_animated", False)
+            if at_least:
+                image.draft(None, (at_least, at_least))
+            image.load()
+            orientation = _orientation(image)
+            rgb = _rgb(image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image, colour)
+    except Exception as error:  # damaged bytes make Pillow's parsers raise nearly anything: struct.error, KeyError, ...
+        raise BadImage(f"{printable(path)}: {_reason(error)}.{FIX}") from error
+    rgb.info = {"size": size[::-1] if orientation in LYING else size, "animated": animated}
+    return rgb
 
 
 def read_image(path: str | Path, *, resolution: int, background: str = "white") -> Float[Tensor, "3 side side"]:
-    """Read the centre square of an image, scaled to resolution × resolution pixels, RGB in [-1, 1].
+    """Read the centre square of an image, scaled to resolution x resolution pixels, RGB in [-1, 1].
 
     Raises: BadImage, naming the file and the reason; UsageError if the background is no colour.
     """
-    image = square(_decode(Path(path), _colour(background), at_least=2 * resolution), resolution)
+    image = square(decode(path, background=background, at_least=2 * resolution), resolution)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1
 
 
@@ -78,7 +102,7 @@ def read_images(paths: Sequence[str | Path], *, resolution: int, background: str
 
 
 def square(image: Image.Image, side: int) -> Image.Image:
-    """Cut out the centre square and scale it to side × side pixels, antialiased."""
+    """Cut out the centre square and scale it to side x side pixels, antialiased."""
     shorter = min(image.size)
     left, top = (image.width - shorter) / 2, (image.height - shorter) / 2
     if shorter < 2 * side:  # half a pixel would blur an image that is hardly reduced
@@ -86,37 +110,13 @@ def square(image: Image.Image, side: int) -> Image.Image:
     return image.resize((side, side), Image.Resampling.LANCZOS, box=(left, top, left + shorter, top + shorter))
 
 
-def _decode(path: Path, background: tuple[int, ...], *, at_least: int | None = None) -> Image.Image:
-    """Decode; a JPEG may come at a half, a quarter or an eighth of its size if its sides stay `at_least` that long."""
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("is no regular file")
-        if not status.st_size:
-            raise ValueError("is empty (0 bytes)")
-        with Image.open(path, formats=FORMATS) as image:
-            _check_size(image)
-            if image.format == "PNG":
-                _check_sums(path)
-            animated = image.format in ("GIF", "PNG", "WEBP") and getattr(image, "is_animated", False)
-            if at_least:
-                image.draft(None, (at_least, at_least))
-            image.load()
-            rgb = _rgb(_upright(image), background)
-    except Exception as error:  # damaged bytes make Pillow's parsers raise nearly anything: struct.error, KeyError, ...
-        raise BadImage(f"{printable(path)}: {_reason(error)}.{FIX}") from error
-    rgb.info = {"animated": animated}
-    return rgb
-
-
-def _check_size(image: Image.Image) -> None:
-    width, height = image.size
+def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise ValueError(f"has {width} × {height} pixels, more than {MAX_PIXELS // 10**6} million")
+        raise ValueError(f"has {width}x{height} pixels, more than {MAX_PIXELS // 10**6} million")
     if min(width, height) < MIN_SIDE:
-        raise ValueError(f"has {width} × {height} pixels, less than {MIN_SIDE} on one side")
+        raise ValueError(f"has {width}x{height} pixels, less than {MIN_SIDE} on one side")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise ValueError(f"has {width} × {height} pixels, a strip longer than {MAX_ASPECT_RATIO}:1")
+        raise ValueError(f"has {width}x{height} pixels, a strip longer than {MAX_ASPECT_RATIO}:1")
 
 
 def _check_sums(path: Path) -> None:
@@ -125,12 +125,13 @@ def _check_sums(path: Path) -> None:
         image.verify()
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int | None:
+    """Return the EXIF orientation that is still to be obeyed (Pillow's TIFF reader has obeyed it already)."""
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION)
     except Exception:  # damaged metadata says nothing about the pixels, which are whole
-        return image
-    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+        return None
+    return orientation if isinstance(orientation, int) else None
 
 
 def _rgb(image: Image.Image, background: tuple[int, ...]) -> Image.Image:
