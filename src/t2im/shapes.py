@@ -25,7 +25,7 @@ Latents = Float[Tensor, "batch channels height width"]
 Timesteps = Int[Tensor, "batch"]
 """int64 in [0, num_train_timesteps)."""
 
-HiddenStates = Float[Tensor, "batch tokens width"]
+HiddenStates = Float[Tensor, "batch tokens text_width"]
 """The text encoder's last hidden states: one vector for each token."""
 
 TokenMask = Bool[Tensor, "batch tokens"]

@@ -17,16 +17,19 @@ from torch import Tensor, nn
 from t2im.nn.resnet import FeatureMaps
 from t2im.shapes import HiddenStates, TokenMask
 
-Tokens = Float[Tensor, "batch tokens channels"]
+Tokens = Float[Tensor, "batch _tokens _channels"]
 """Feature maps in reading order: one token for each cell."""
 
-Headed = Float[Tensor, "batch heads tokens head_width"]
+Headed = Float[Tensor, "batch heads _tokens head_width"]
 """Queries, keys or values, split into heads that attend independently."""
 
-KeysValues = tuple[Headed, Headed]
+Offered = Float[Tensor, "batch heads context head_width"]
+"""Keys or values of those that are looked at, as many as they are."""
+
+KeysValues = tuple[Offered, Offered]
 """What an attention layer needs to know of those it looks at."""
 
-AttentionBias = Float[Tensor, "batch 1 1 tokens"]
+AttentionBias = Float[Tensor, "batch 1 1 context"]
 """Added to attention scores: 0 where a token may be seen, -10000 (e to the power of that is 0) where not."""
 
 
@@ -65,10 +68,10 @@ class Attention(nn.Module):
         batch, tokens, channels = projected.shape
         return projected.reshape(batch, tokens, self.heads, channels // self.heads).transpose(1, 2)
 
-    def _attend(self, query: Headed, key: Headed, value: Headed, bias: AttentionBias | None) -> Headed:
+    def _attend(self, query: Headed, key: Offered, value: Offered, bias: AttentionBias | None) -> Headed:
         if not self.upcast:
             return F.scaled_dot_product_attention(query, key, value, bias)
-        # SD 2.1 was trained with scores in fp32, and they overflow in fp16; autocast would take them back to it.
+        # SD 2.1 wants scores in fp32, since its own overflow in fp16; autocast would cast them back.
         with torch.autocast(query.device.type, enabled=False):
             bias = None if bias is None else bias.float()
             mixture = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), bias)
@@ -82,7 +85,7 @@ class GEGLU(nn.Module):
         super().__init__()
         self.proj = nn.Linear(in_channels, 2 * out_channels)
 
-    def forward(self, tokens: Tokens) -> Tokens:
+    def forward(self, tokens: Tokens) -> Float[Tensor, "batch tokens hidden"]:
         """Widen or narrow each token to out_channels."""
         content, gate = self.proj(tokens).chunk(2, dim=-1)
         gated: Tensor = content * F.gelu(gate)

@@ -66,7 +66,7 @@ class AttentionPooling(nn.Module):
         self.q_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
 
-    def forward(self, states: HiddenStates) -> Float[Tensor, "batch width"]:
+    def forward(self, states: HiddenStates) -> Float[Tensor, "batch text_width"]:
         """Return one vector for each prompt."""
         asker = states.mean(dim=1, keepdim=True) + self.positional_embedding
         answers = torch.cat([asker, states], dim=1)

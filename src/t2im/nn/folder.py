@@ -126,17 +126,20 @@ def read_unet(folder: str | Path) -> tuple[UNetConfig, dict[str, Tensor]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = Path(folder) / CONFIG_FILE
+    config_path, weights_path = Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE
+    for path in (config_path, weights_path):
+        if not path.is_file():
+            raise ModelError(
+                f"{folder}: no UNet there ({path.name} is missing). "
+                f"Give a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, such as the unet folder of a pipeline."
+            )
+    path = config_path
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        weights = load_file(Path(folder) / WEIGHTS_FILE)
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"{folder}: no UNet there ({Path(error.filename or path).name} is missing). "
-            f"Give a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, such as the unet folder of a pipeline."
-        ) from None
+        values = json.loads(config_path.read_text(encoding="utf-8"))
+        path = weights_path
+        weights = load_file(weights_path)
     except (ValueError, OSError, SafetensorError) as error:
-        raise ModelError(f"{folder}: the UNet there cannot be read ({error}). Copy it again from its source.") from None
+        raise ModelError(f"{path}: cannot be read ({error}). Copy it again from its source.") from None
     return from_diffusers_config(values), weights
 
 

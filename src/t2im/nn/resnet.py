@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from t2im.nn.embeddings import TimeEmbedding
 
-FeatureMaps = Float[Tensor, "batch channels height width"]
-"""What flows between the blocks: one map per channel."""
+FeatureMaps = Float[Tensor, "batch _channels _height _width"]
+"""What flows between blocks: one map per channel. (Underscores: blocks may change these on the way.)"""
 
 TimeProjection = Float[Tensor, "*batch time_channels"]
 """Time in one residual block's own words: a shift for each channel, or a scale and a shift."""

@@ -19,7 +19,7 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Num
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from t2im.config import UNetConfig
@@ -74,7 +74,7 @@ class PreparedContext:
         steps = torch.tensor(positions, device=timesteps.device)
         rows = torch.arange(self.prompts, device=timesteps.device)
 
-        def look_up(time: Num[Tensor, "steps rows channels"]) -> Num[Tensor, "rows channels"]:
+        def look_up(time: Num[Tensor, "steps _ channels"]) -> Num[Tensor, "_ channels"]:
             if together:
                 return time[positions[0]]  # a view: a sampler's common case costs nothing
             return time[steps, rows if time.shape[1] > 1 else 0]
@@ -169,9 +169,9 @@ class ConditionalUNet(nn.Module):
     def forward(
         self,
         latents: Latents,
-        timesteps: Num[Tensor, "..."] | int,
+        timesteps: Num[Tensor, "..."] | int | float,
         text: HiddenStates | TextStates | PreparedContext,
-    ) -> Latents:
+    ) -> Float[Tensor, "batch out_channels height width"]:
         """Predict what the model was trained to predict: the noise, the velocity or the clean latents.
 
         Args:
