@@ -19,7 +19,7 @@ from torch import Tensor
 from t2im.blocks import Array, Keys, Rows, Table
 from t2im.data.captions import Example
 from t2im.encoders.vae import LatentStatistics, Posterior, latent_statistics
-from t2im.errors import UsageError
+from t2im.errors import DataError, UsageError
 from t2im.seeds import LARGEST_SEED, seed_for
 from t2im.shapes import Latents, TextStates
 
@@ -93,6 +93,9 @@ class Store:
         content: (n,) the images' hashes. views: (n, 1 or 2) rows of an image's posterior and of its mirror image's.
         caption_rows: the rows of all captions of all examples in turn. masked: states are of the captions' own pieces.
         """
+        bare = next((example.path for example in examples if not example.captions), None)
+        if bare is not None:
+            raise DataError(f'{bare} has no caption. Give it one, which may be "".')
         self.examples = examples
         self.content = content
         self._latents, self._views = latents, views

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from t2im.errors import ModelError, T2IMError
 from t2im.files import atomic_folder, sha256_of_file, sync_directory, write_json
 
-Keys = NDArray[np.bytes_]
+Keys = NDArray[Any]
 """(n,) content hashes: SHA-256 digests as dtype S32."""
 
 Rows = NDArray[np.int64]

@@ -252,4 +252,5 @@ def text_part(
 
 
 def _shorten(text: str, length: int = 200) -> str:
+    text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 1] + "…"
