@@ -1,12 +1,14 @@
 """The command `t2im`. This file and its neighbours import no torch: `t2im --help` must be instant."""
 
 import sys
-from typing import Annotated
+import warnings
+from pathlib import Path
+from typing import Annotated, TextIO
 
 import typer
 
 from t2im import __version__
-from t2im.cli import data
+from t2im.cli import data, generate, info
 from t2im.errors import CANCELLED, T2IMError
 
 app = typer.Typer(
@@ -17,6 +19,8 @@ app = typer.Typer(
     help="A mini Stable Diffusion: train it from scratch on your own captioned images, run it, understand it.",
 )
 app.add_typer(data.app, name="data")
+app.command()(generate.generate)
+app.command()(info.info)
 
 
 def _print_version(wanted: bool) -> bool:
@@ -35,8 +39,22 @@ def _options(
     pass
 
 
+def _print_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning of ours as one line: the place in the code helps nobody at a command line."""
+    ours = Path(filename).is_relative_to(Path(__file__).parent.parent)
+    print(f"t2im: {message}" if ours else f"{filename}: {message}", file=sys.stderr)
+
+
 def main() -> None:
     """Run the command line; an error of ours becomes one line and an exit code."""
+    warnings.showwarning = _print_warning
     try:
         app()
     except T2IMError as error:
