@@ -87,3 +87,41 @@ def build_model():
 def tiny_model(build_model):
     """Return one tiny model for all tests; nobody may change it."""
     return build_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_state(tiny_model):
+    """Return what a run of the tiny model would save, with an average that differs from the raw weights."""
+    import torch
+
+    from t2im.config import Config
+
+    weights = tiny_model.unet.state_dict()
+    config = Config(unet=tiny_model.unet.config, sampling=tiny_model.sampling)
+    vae, text_encoder = tiny_model.vae, tiny_model.text_encoder
+    return {
+        "unet": weights,
+        "ema": {name: weight * 0.9 for name, weight in weights.items()} | {"updates": 5},
+        "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]},
+        "progress": {"step": 7, "samples": 70, "epoch": 1},
+        "rng": {"torch": torch.get_rng_state()},
+        "config": config.model_dump(mode="json"),
+        "encoders": {
+            "vae": {"folder": "encoders/vae", "sha256": vae.sha256, "source": "trained"},
+            "text_encoder": {"folder": "encoders", "sha256": text_encoder.sha256, "source": "trained"},
+        },
+        "data": {"images": 3, "captions": list(CAPTIONS), "latents": {"mean": [0.5, 0.0, 0.0]}},
+        "summary": {"steps": 7},
+    }
+
+
+@pytest.fixture
+def tiny_checkpoint(tiny_model, tiny_state, tmp_path):
+    """Return the path of a checkpoint with its encoders beside it."""
+    from t2im.checkpoint import write_checkpoint
+
+    path = tmp_path / "output" / "checkpoint_epoch_1.pt"
+    tiny_model.vae.save(path.parent / "encoders" / "vae")
+    tiny_model.text_encoder.save(path.parent / "encoders")
+    write_checkpoint(path, tiny_state)
+    return path
