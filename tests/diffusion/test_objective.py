@@ -86,6 +86,11 @@ def test_noise_can_be_given():
     assert torch.equal(noised.latents, SCHEDULE.add_noise(latents, noise, timesteps))
 
 
+def test_noised_latents_keep_the_dtype_of_the_latents():
+    noised = objective.noise(normal(2, 1, 2, 3).bfloat16(), [0, 1], SCHEDULE, seed=0)
+    assert {noised.latents.dtype, noised.noise.dtype, noised.target.dtype} == {torch.bfloat16}
+
+
 def test_loss_is_the_mean_squared_error():
     noised = objective.noise(normal(3, 2, 5, 7), [0, 1, 2], SCHEDULE, seed=0)
     assert objective.loss(noised.target, noised) == 0
