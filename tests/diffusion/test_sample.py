@@ -195,7 +195,7 @@ def test_given_latents_are_the_start():
     noise = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(5))
     assert torch.equal(draw(latents=noise, shape=None)[0].noisy_latents, noise)
     assert torch.equal(draw(latents=noise, scheduler="ddpm", seed=1)[0].noisy_latents, noise)
-    assert draw(latents=noise.bfloat16())[-1].latents.dtype == torch.float32
+    assert draw(latents=noise.bfloat16())[0].noisy_latents.dtype == torch.float32
 
 
 def test_the_denoiser_works_in_the_dtype_of_the_text():

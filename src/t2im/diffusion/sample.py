@@ -51,7 +51,7 @@ class Step:
     noisy_latents: Latents
     """x_t as the denoiser saw it, about unit variance."""
     latents: Latents
-    """Where the sampler went from there, in its own scaling (euler, heun and lms: x_0 + sigma eps); clean at the end."""
+    """Where the sampler went from there, in its own scaling (euler*, heun, lms: x_0 + sigma eps); clean at the end."""
     pred_original_sample: Latents
     """The clean latents x_0 that the prediction implies: the picture as foreseen at this step."""
     noise_pred: Latents
