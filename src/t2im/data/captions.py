@@ -23,12 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from t2im.data.folder import Listing, printable, scan, suggestions, unsafe
+from t2im.data.folder import IMAGES, SOURCES, Listing, printable, scan, suggestions, unsafe
 from t2im.errors import CaptionError, nearest
 
 NAME_KEYS = ("image", "file_name", "file", "path")
 CAPTION_KEYS = ("caption", "text", "captions")
-SOURCES = ("captions.json", "metadata.jsonl", "metadata.csv")
 MAX_CHARACTERS = 10_000  # of one caption; text encoders read a hundredth of this
 MAX_DEPTH = 100  # of brackets in brackets; the formats need two
 NO_CAPTIONS = frozenset({"readme", "license", "licence", "copying", "notice", "attribution", "requirements"})
@@ -135,7 +134,7 @@ def _root_and_source(path: Path) -> tuple[Path, str | None]:
 
 def _only_source(listing: Listing) -> str | None:
     """Return the one captions file of a folder, or None if its captions are .txt files."""
-    candidates = [place + name for name in SOURCES for place in ("", "images/")]
+    candidates = [place + name for name in SOURCES for place in ("", IMAGES)]
     sources = [name for name in candidates if name in listing.files or name in listing.refused]
     texts = {name[:-4] for name in listing.files if name.lower().endswith(".txt")}
     captioned = next((name for name in listing.images() if _without_suffix(name) in texts), None) if texts else None
@@ -184,7 +183,7 @@ def _json_rows(path: Path) -> tuple[Format, Iterable[Row]]:
 def _jsonl_rows(path: Path) -> Iterator[Row]:
     for number, line in enumerate(io.StringIO(_text_of(path)), 1):
         if not line.isspace():
-            yield f"line {number}", _parse(path, line, first_line=number)
+            yield f"line {number}", _parse(path, line.rstrip(), first_line=number)
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:

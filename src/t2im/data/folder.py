@@ -10,12 +10,14 @@ import unicodedata
 from bisect import bisect
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from t2im.errors import DataError, nearest
+from t2im.errors import DataError
 
 IMAGE_SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+SOURCES = ("captions.json", "metadata.jsonl", "metadata.csv")
 IMAGES = "images/"  # names in a captions file may be written with or without this folder
 WINDOW = 1000  # how many neighbours in the alphabet a misspelt name is compared with
 SPELLED = 100  # how many misspelt names are compared at all: the comparison costs milliseconds
@@ -54,10 +56,16 @@ class Listing:
         reasons = (self.refused.get(candidate) for candidate in (name, IMAGES + name))
         return next((reason for reason in reasons if reason), "does not exist")
 
+    @cached_property
+    def nested(self) -> tuple[str, ...]:
+        """Sub-folders, as "name/", that have a captions file of their own: other data sets, such as a held-out one."""
+        folders = {name.rpartition("/")[0] + "/" for name in self.files if name.endswith(SOURCES)}
+        return tuple(sorted(folders - {"/", IMAGES}))
+
     def images(self, *, besides: Collection[str] = ()) -> list[str]:
-        """List the names that look like images, without hidden ones (".x.png", and the "._x.png" macOS leaves)."""
-        others = self.files.difference(besides)
-        return sorted(name for name in others if is_image(name) and not name.rpartition("/")[2].startswith("."))
+        """List the names that look like images of this data set; hidden ones (as the "._x.png" of macOS) do not."""
+        names = (name for name in self.files.difference(besides) if is_image(name) and not name.startswith(self.nested))
+        return sorted(name for name in names if not name.rpartition("/")[2].startswith("."))
 
 
 def scan(folder: Path) -> Listing:
@@ -123,17 +131,16 @@ def suggestions(names: Sequence[str], candidates: Collection[str]) -> list[str]:
 
     Another ending or another folder is always found; spelling slips are looked for in the first 100 names only.
     """
-    offered = sorted(candidate.removeprefix(IMAGES) for candidate in candidates)
-    by_stem = {_stem(candidate): candidate for candidate in offered}
+    by_stem = {_stem(candidate): candidate.removeprefix(IMAGES) for candidate in sorted(candidates)}
+    stems = sorted(by_stem)
     hints = []
     for number, name in enumerate(names):
-        if _stem(name) in by_stem:
-            hints.append(f' (did you mean "{printable(by_stem[_stem(name)])}"?)')
-        elif number < SPELLED:
-            middle = bisect(offered, name)
-            hints.append(nearest(name, map(printable, offered[max(0, middle - WINDOW) : middle + WINDOW])))
-        else:
-            hints.append("")
+        stem = _stem(name)
+        if stem not in by_stem and number < SPELLED:
+            middle = bisect(stems, stem)
+            neighbours = stems[max(0, middle - WINDOW) : middle + WINDOW]
+            stem = next(iter(get_close_matches(stem, neighbours, n=1)), stem)
+        hints.append(f' (did you mean "{printable(by_stem[stem])}"?)' if stem in by_stem else "")
     return hints
 
 

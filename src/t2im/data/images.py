@@ -33,7 +33,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 50_000_000
 MIN_SIDE = 8
 MAX_ASPECT_RATIO = 16
-FIX = " Replace it, or leave it out with --skip-bad."
+FIX = ". Replace it, or leave it out with --skip-bad."
 
 Orientation = Image.Transpose
 UPRIGHT = {  # EXIF orientation -> what makes the image upright
@@ -53,7 +53,7 @@ def decode(path: str | Path, *, background: str = "white", at_least: int | None 
     """Decode a whole image file to an upright 8-bit RGB image; transparent pixels show the background colour.
 
     at_least: pixels; a JPEG may come at a half, a quarter or an eighth of its size while no side gets shorter than
-    this, which saves most of the time of reading photographs.
+    this and both divide exactly; that saves most of the time of reading photographs.
     The result's `info` holds `size` (of the file's image, upright) and `animated` (whether there are more frames).
 
     Raises: BadImage, naming the file and the reason; UsageError if the background is no colour.
@@ -72,12 +72,14 @@ def decode(path: str | Path, *, background: str = "white", at_least: int | None 
                 _check_sums(path)
             animated = image.format in ("GIF", "PNG", "WEBP") and getattr(image, "is_animated", False)
             if at_least:
-                image.draft(None, (at_least, at_least))
+                factors = (f for f in (8, 4, 2) if not (size[0] % f or size[1] % f) and min(size) // f >= at_least)
+                factor = next(factors, 1)
+                image.draft(None, (size[0] // factor, size[1] // factor))
             image.load()
             orientation = _orientation(image)
             rgb = _rgb(image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image, colour)
     except Exception as error:  # damaged bytes make Pillow's parsers raise nearly anything: struct.error, KeyError, ...
-        raise BadImage(f"{printable(path)}: {_reason(error)}.{FIX}") from error
+        raise BadImage(f"{printable(path)}: {_reason(error)}{FIX}") from error
     rgb.info = {"size": size[::-1] if orientation in LYING else size, "animated": animated}
     return rgb
 
