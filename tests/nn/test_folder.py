@@ -56,6 +56,11 @@ def test_bookkeeping_says_nothing_about_the_network():
     assert from_diffusers_config(bookkeeping) == from_diffusers_config({})
 
 
+def test_one_value_spelled_out_for_every_level_is_that_value():
+    config = from_diffusers_config({"only_cross_attention": [False] * 4, "cross_attention_dim": [768] * 4})
+    assert config == from_diffusers_config({"cross_attention_dim": 768})
+
+
 @pytest.mark.parametrize("value", [True, [True, False], 1])
 def test_an_unsupported_value_is_refused_by_key_value_and_what_is_supported(value):
     with pytest.raises(ConfigError) as caught:
@@ -106,6 +111,8 @@ def test_each_setting_beyond_ours_is_accepted_at_its_default():
         ("transformer_layers_per_block", [[1, 2], 1, 1, 1], "valid integer"),
         ("cross_attention_dim", [6, 6, 6, 9], "valid integer"),
         ("layers_per_block", [1, 2], "2 entries"),
+        ("layers_per_block", 0, "layers_per_block is 0 (supported: greater than 0"),
+        ("addition_embed_type", "image", "addition_embed_type is 'image' (supported: 'text', or None)"),
         ("block_out_channels", [], "at least 1"),
     ],
 )
@@ -175,6 +182,13 @@ def test_a_damaged_file_is_told_in_one_line(tmp_path, name):
     with pytest.raises(ModelError, match=f"{name}: cannot be read") as caught:
         ConditionalUNet.load(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_that_holds_no_settings_is_refused(tmp_path):
+    _, folder = saved(tmp_path)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(ModelError, match="holds no settings"):
+        ConditionalUNet.load(folder)
 
 
 def test_weights_of_another_model_are_refused(tmp_path):

@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from torch import nn
 
 from t2im.nn.folder import from_diffusers_config, to_diffusers_config
 from t2im.nn.unet import ConditionalUNet
@@ -227,6 +228,9 @@ def test_names_and_shapes_of_all_weights_equal_diffusers(config, parameters):
     expected = [(name, weight.shape) for name, weight in theirs.state_dict().items()]
     assert [(name, weight.shape) for name, weight in ours.state_dict().items()] == expected
     assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]
+    for name, module in theirs.named_modules():  # strides, paddings, and what 1e-5 cannot see: epsilons
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.GroupNorm | nn.LayerNorm):
+            assert repr(ours.get_submodule(name)) == repr(module), name
     assert ours.num_parameters() == theirs.num_parameters()
     assert parameters in (None, ours.num_parameters())
 

@@ -32,8 +32,9 @@ def sinusoidal_embedding(
     Diffusion; `flip_sin_to_cos=False` puts the sines first. An odd last channel stays 0. Always fp32.
     """
     half = channels // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - freq_shift)
-    angles = timesteps[..., None].float() * torch.exp(-math.log(LONGEST_PERIOD) * exponents)
+    # A frequency's rounding error is multiplied by the timestep, so the operations come in diffusers' order.
+    exponents = -math.log(LONGEST_PERIOD) * torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    angles = timesteps[..., None].float() * torch.exp(exponents / (half - freq_shift))
     waves = (angles.cos(), angles.sin()) if flip_sin_to_cos else (angles.sin(), angles.cos())
     return F.pad(torch.cat(waves, dim=-1), (0, channels % 2))
 

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor
 
-from t2im.config import UNetConfig, parse_settings
+from t2im.config import UNetConfig
 from t2im.errors import ConfigError, ModelError, nearest
 from t2im.files import atomic_path, write_json
 
@@ -86,26 +87,50 @@ def from_diffusers_config(values: Mapping[str, Any]) -> UNetConfig:
 
     Raises: ConfigError, naming every key that is unknown, and every value that this UNet does not support.
     """
-    faults = []
-    class_name = values.get("_class_name", CLASS_NAME)
-    if class_name != CLASS_NAME:
-        faults.append(f'_class_name is "{class_name}" (supported: "{CLASS_NAME}")')
-    settings = {}
-    for key, default in DIFFUSERS_DEFAULTS.items():
-        value = values.get(key, default)
-        if key in ("cross_attention_dim", "only_cross_attention") and isinstance(value, list | tuple):
-            value = value[0] if len(set(value)) == 1 else value  # one value, spelled out for every level
-        if key in UNetConfig.model_fields:
-            settings[key] = value
-        elif value != default:
-            faults.append(f"{key} is {value!r} (supported: {default!r})")
-    for key in set(values).difference(DIFFUSERS_DEFAULTS, BOOKKEEPING):
-        faults.append(f'"{key}" is unknown{nearest(key, DIFFUSERS_DEFAULTS)}')
+    given = {key: _without_repetition(key, values.get(key, default)) for key, default in DIFFUSERS_DEFAULTS.items()}
+    faults = [
+        f"{key} is {given[key]!r} (supported: {default!r})"
+        for key, default in DIFFUSERS_DEFAULTS.items()
+        if key not in UNetConfig.model_fields and given[key] != default
+    ]
+    faults += [
+        f'"{key}" is unknown{nearest(key, DIFFUSERS_DEFAULTS)}'
+        for key in values
+        if key not in DIFFUSERS_DEFAULTS and key not in BOOKKEEPING
+    ]
+    if (class_name := values.get("_class_name", CLASS_NAME)) != CLASS_NAME:
+        faults.append(f"_class_name is {class_name!r} (supported: {CLASS_NAME!r})")
+    settings = {key: value for key, value in given.items() if key in UNetConfig.model_fields}
+    try:
+        config = UNetConfig.model_validate(settings)
+    except ValidationError as error:
+        faults += _explain(error, settings)
     if faults:
-        raise ConfigError(
-            f"UNet configuration: {'; '.join(faults)}. This UNet is of the Stable Diffusion 1 and 2 family."
-        )
-    return parse_settings(UNetConfig, settings)
+        raise ConfigError(f"{'; '.join(faults)}. The UNet must be of the family of Stable Diffusion 1 and 2.")
+    return config
+
+
+def _without_repetition(key: str, value: Any) -> Any:
+    """Take one value for what diffusers allows to spell out for every level, but we have once for all."""
+    once = key in ("cross_attention_dim", "only_cross_attention")
+    if once and isinstance(value, list | tuple) and value and all(each == value[0] for each in value):
+        return value[0]
+    return value
+
+
+def _explain(error: ValidationError, settings: Mapping[str, Any]) -> list[str]:
+    supported: dict[str, list[str]] = {}
+    for fault in error.errors():
+        message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        messages = supported.setdefault(str(fault["loc"][0]) if fault["loc"] else "", [])
+        if message not in messages:
+            messages.append(message)
+    for key in supported.keys() & {key for key, default in DIFFUSERS_DEFAULTS.items() if default is None}:
+        supported[key].append("None")
+    between_settings = supported.pop("", [])
+    return between_settings + [
+        f"{key} is {settings[key]!r} (supported: {', or '.join(messages)})" for key, messages in supported.items()
+    ]
 
 
 def write_unet(folder: str | Path, config: UNetConfig, state_dict: Mapping[str, Tensor]) -> None:
@@ -140,6 +165,8 @@ def read_unet(folder: str | Path) -> tuple[UNetConfig, dict[str, Tensor]]:
         weights = load_file(weights_path)
     except (ValueError, OSError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be read ({error}). Copy it again from its source.") from None
+    if not isinstance(values, dict):
+        raise ModelError(f"{config_path}: holds no settings. Copy it again from its source.")
     return from_diffusers_config(values), weights
 
 
