@@ -156,11 +156,11 @@ class VAEConfig(Settings):
 
     latent_channels: Positive = 4
     """Channels of the latents."""
-    block_out_channels: tuple[Positive, ...] = (32, 64, 96)
+    block_out_channels: tuple[Positive, ...] = (16, 32, 64)
     """Channels of each level; every level but the last halves the side, so three levels make latents 4x smaller."""
     layers_per_block: Positive = 1
     """Residual blocks of each level."""
-    norm_num_groups: Positive = 8
+    norm_num_groups: Positive = 4
     """Groups of each GroupNorm."""
     mid_block_add_attention: bool = False
     """Self-attention at the coarsest level."""
@@ -258,6 +258,8 @@ class OptimizationConfig(Settings):
     """AdamW's memory of the gradient and of its square."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9995
+    """Decay of the moving average of the weights after its warm-up; 0 switches it off."""
     max_bad_steps: Positive = 10
     """Stop after this many non-finite steps in a row."""
 
@@ -266,13 +268,15 @@ class TrainingConfig(OptimizationConfig):
     """Training of the UNet."""
 
     epochs: Positive = 100
-    """Passes over the training images, unless --steps or --minutes is given."""
+    """Passes over the training images, unless steps or minutes is given."""
+    steps: Positive | None = None
+    """Optimizer steps."""
+    minutes: PositiveFloat | None = None
+    """Minutes of training; such a run depends on the machine's speed and cannot be repeated bit by bit."""
     seed: NotNegative = 0
     """The run's seed; all randomness derives from it."""
     caption_dropout: Fraction = 0.1
     """Share of samples trained with the empty caption, which guidance needs."""
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9995
-    """Decay of the moving average of the weights after its warm-up; 0 switches it off."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """"auto": bf16 autocast on GPUs that have it, fp32 elsewhere; weights are always fp32."""
     checkpoint_epochs: NotNegative = 0
@@ -291,9 +295,13 @@ class VAETrainingConfig(OptimizationConfig):
     """Training of the autoencoder."""
 
     batch_size: Positive = 16
-    steps: Positive = 4000
+    learning_rate: PositiveFloat = 1.5e-3
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
+    steps: Positive = 3000
     """Optimizer steps."""
-    kl_weight: Annotated[float, Field(ge=0)] = 1e-5
+    good_enough_psnr: PositiveFloat = 26.0
+    """Round-trip quality in dB from which "auto" takes a VAE that is at hand instead of training one."""
+    kl_weight: Annotated[float, Field(ge=0)] = 1e-4
     """Weight of the KL divergence to N(0, 1), per latent value."""
     detail_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the L1 loss on image gradients, which keeps edges sharp."""
@@ -310,8 +318,13 @@ class CLIPTrainingConfig(OptimizationConfig):
     learning_rate: PositiveFloat = 5e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
-    steps: Positive = 1500
-    """Optimizer steps."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    steps: Positive = 800
+    """Optimizer steps, at most."""
+    epochs: Positive = 60
+    """Passes over the images, at most: a contrastive loss soon learns few images by heart."""
+    good_enough_pieces: PositiveFloat = 1.3
+    """Vocabulary pieces per word of the captions up to which "auto" takes a text encoder that is at hand."""
 
 
 class SamplingConfig(Settings):

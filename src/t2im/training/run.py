@@ -1,0 +1,415 @@
+"""How does a folder become a model? The whole way: read, split, encoders, cache, UNet, model folder."""
+
+import fcntl
+import hashlib
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from t2im import cache
+from t2im.batches import Indices, Store, split
+from t2im.card import ModelFacts
+from t2im.config import Config, load_config, parse_settings
+from t2im.content import hashes_of_files
+from t2im.data import captions
+from t2im.data.captions import Example
+from t2im.data.images import read_image
+from t2im.devices import available_device
+from t2im.encoders.text import TextEncoder
+from t2im.encoders.vae import VAE
+from t2im.errors import BadImage, DataError, ModelError, T2IMError, UsageError
+from t2im.files import require_writable
+from t2im.model import TextToImage
+from t2im.training.checkpoint import Checkpoints
+from t2im.training.choice import text_encoder_for, vae_for
+from t2im.training.denoiser import DenoiserTask, known_captions, read_unet_checkpoint, write_unet_checkpoint
+from t2im.training.encoders import ENCODERS, keep_encoders, train_clip, train_vae
+from t2im.training.loop import Budget, Plan, Progress, fit
+from t2im.training.report import Report
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run leaves behind."""
+
+    output: Path
+    checkpoint: Path | None
+    """The newest checkpoint of the UNet; None if the run was stopped before its turn."""
+    model: Path | None
+    """The model folder; None if the run was stopped before its end."""
+    heldout_loss: float | None
+    """Of the averaged weights, at the last evaluation."""
+    steps: int
+    epochs: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Split:
+    """The examples of a folder, divided by the content of their images."""
+
+    examples: list[Example]
+    train: Indices
+    heldout: Indices
+
+    @property
+    def for_training(self) -> list[Example]:
+        """The examples to learn from."""
+        return [self.examples[index] for index in self.train.tolist()]
+
+    @property
+    def held_out(self) -> list[Example]:
+        """The examples to judge by."""
+        return [self.examples[index] for index in self.heldout.tolist()]
+
+
+def train(
+    folder: str | Path,
+    *,
+    output: str | Path = "output",
+    recipe: str | None = None,
+    settings: Sequence[str] = (),
+    epochs: int | None = None,
+    steps: int | None = None,
+    minutes: float | None = None,
+    seed: int | None = None,
+    vae: str = "auto",
+    text_encoder: str = "auto",
+    resume: bool = False,
+    device: str = "auto",
+    quiet: bool = False,
+) -> Run:
+    """Train a text-to-image model on a folder of captioned images.
+
+    folder: images and captions, in any layout that `t2im data check` knows; it is only read. output: where the run
+    lives. epochs, steps, minutes: how long the UNet trains, at most one of them. vae, text_encoder: "auto", "train",
+    "builtin", a folder or a hub id. resume: go on from the newest checkpoint in output.
+
+    Raises: DataError for captions or images that cannot be used; ConfigError, UsageError for settings; ModelError for
+    encoders or checkpoints; TrainingError if the numbers do not stay finite.
+    """
+    output = require_writable(output)
+    with _alone_in(output), Report(output, name="t2im", quiet=quiet) as report:
+        checkpoints = Checkpoints(output, write_unet_checkpoint, read_unet_checkpoint)
+        newest = _newest(checkpoints, resume)
+        given = bool(recipe or settings or seed is not None)
+        config = load_config(recipe, settings=settings) if given or newest is None else _config_of(newest)
+        config = _with_budget(config, epochs, steps, minutes)
+        if seed is not None:
+            config = _changed(config, "training", seed=seed)
+        where = available_device(device)
+
+        data = read_split(folder, config, output, report.say, check_images=newest is None)
+        if newest is None:
+            run: dict[str, Any] = {"device": where, "seed": config.training.seed, "resume": resume, "quiet": quiet}
+            examples = data.for_training, data.held_out
+            chosen_vae = vae_for(vae, *examples, config, output, report.say, **run)
+            text = text_encoder_for(text_encoder, *examples, config, output, report.say, **run) if chosen_vae else None
+            if chosen_vae is None or text is None:
+                return Run(output, None, None, None, steps=0, epochs=0, finished=False)
+            encoders = keep_encoders(chosen_vae, text, output)
+        else:
+            chosen_vae, text, encoders = _encoders_of(newest, output, config)
+
+        config = fitted(config, chosen_vae, text)
+        if newest is not None:
+            _refuse_changes(_config_of(newest), config)
+        store = cache.build(
+            data.examples,
+            chosen_vae.to(where),
+            text.to(where),
+            output / "cache",
+            config.data,
+            progress=lambda what, done, total: report.progress(done / max(1, total), f"encoding {what}"),
+        )
+        about = {"encoders": encoders, **_about(folder, store, data, newest, report.say)}
+        task = DenoiserTask(store, data.train, data.heldout, chosen_vae, text, config, about)
+        progress = _fit_unet(task, config, checkpoints, where, resume=newest is not None, quiet=quiet)
+        model = None
+        if progress.finished:
+            model = _save_model(task, chosen_vae, text, config, output, progress, about, where)
+            report.say(f'model: {model}   (t2im generate "{about["data"]["captions"][0]}" --model {model})')
+        else:
+            report.say("stopped; the same command with --resume goes on")
+        return Run(
+            output,
+            checkpoints.paths()[-1],
+            model,
+            progress.evaluation.get("heldout_loss"),
+            progress.step,
+            progress.epoch,
+            progress.finished,
+        )
+
+
+def train_part(
+    part: str,
+    folder: str | Path,
+    *,
+    output: str | Path = "output",
+    recipe: str | None = None,
+    settings: Sequence[str] = (),
+    seed: int | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    quiet: bool = False,
+) -> Path | None:
+    """Train only the "vae" or only the text encoder ("clip"); returns its folder, or None if the user stopped it.
+
+    The next `train` over the same output finds it there.
+    """
+    parts = {"vae": (train_vae, "vae"), "clip": (train_clip, "text_encoder")}
+    if part not in parts:
+        raise UsageError(f'"{part}" cannot be trained by itself. Valid: {", ".join(parts)}.')
+    function, name = parts[part]
+    output = require_writable(output)
+    config = load_config(recipe, settings=settings)
+    if seed is not None:
+        config = _changed(config, "training", seed=seed)
+    with Report(output, name="t2im", quiet=quiet) as report:
+        data = read_split(folder, config, output, report.say, check_images=True)
+    trained = function(
+        data.for_training,
+        data.held_out,
+        config,
+        output,
+        device=available_device(device),
+        seed=config.training.seed,
+        resume=resume,
+        quiet=quiet,
+    )
+    return output / ENCODERS / name if trained else None
+
+
+def read_split(folder: str | Path, config: Config, output: Path, say: Say, *, check_images: bool) -> Split:
+    """Read a folder's captions, look at every image if asked, and divide the examples.
+
+    Raises: DataError for captions or images that cannot be used.
+    """
+    examples = captions.read(folder, skip_missing=config.data.skip_missing)
+    if check_images:
+        examples = readable(examples, config, say)
+    content = hashes_of_files([example.path for example in examples], output / "cache" / "files")
+    train_set, heldout = split(content, config.data.heldout)
+    if not len(train_set):
+        raise DataError(f"{folder}: no image is left to train on. Add images, or lower data.heldout.")
+    say(f"data: {len(examples)} images, {len(train_set)} to train on, {len(heldout)} held out")
+    return Split(examples, train_set, heldout)
+
+
+def readable(examples: Sequence[Example], config: Config, say: Say) -> list[Example]:
+    """Decode every image once; return the examples whose images are sound.
+
+    Raises: BadImage for the first that is not, unless data.skip_bad leaves such images out (each is named).
+    """
+
+    def fault(example: Example) -> BadImage | None:
+        try:
+            read_image(example.path, resolution=config.data.resolution, background=config.data.background)
+        except BadImage as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        faults = list(threads.map(fault, examples))
+    bad = [error for error in faults if error is not None]
+    if bad and not config.data.skip_bad:
+        raise BadImage(f"{bad[0]} ({len(bad)} such images; t2im data check names them all)" if len(bad) > 1 else bad[0])
+    for error in bad:
+        say(f"left out: {error}")
+    return [example for example, error in zip(examples, faults, strict=True) if error is None]
+
+
+def fitted(config: Config, vae: VAE, text_encoder: TextEncoder) -> Config:
+    """Return the settings with those of the UNet that its encoders decide: latent size and channels, text width.
+
+    Raises: ModelError if the VAE's latents cannot be halved as often as the UNet does.
+    """
+    side, rest = divmod(config.data.resolution, vae.downscale)
+    if rest or side % 2 ** (len(config.unet.block_out_channels) - 1):
+        raise ModelError(
+            f"data.resolution {config.data.resolution}: latents would have {config.data.resolution / vae.downscale:g} "
+            f"cells a side, which {len(config.unet.block_out_channels)} UNet levels cannot halve. Take a multiple of "
+            f"{vae.downscale * 2 ** (len(config.unet.block_out_channels) - 1)}."
+        )
+    return _changed(
+        config,
+        "unet",
+        sample_size=side,
+        in_channels=vae.latent_channels,
+        out_channels=vae.latent_channels,
+        cross_attention_dim=text_encoder.width,
+    )
+
+
+def _fit_unet(
+    task: DenoiserTask, config: Config, checkpoints: Checkpoints, device: torch.device, *, resume: bool, quiet: bool
+) -> Progress:
+    settings = config.training
+    steps = settings.steps
+    if steps is None and settings.minutes is None:
+        steps = -(-settings.epochs * task.examples // settings.batch_size)
+    epochs = (steps or 0) * settings.batch_size // task.examples
+    plan = Plan(
+        evaluations=settings.evaluations,
+        checkpoint_minutes=settings.checkpoint_minutes,
+        checkpoint_epochs=settings.checkpoint_epochs or max(1, epochs // 10),
+    )
+    with Report(checkpoints.folder, name="unet", quiet=quiet) as report:
+        return fit(
+            task,
+            settings,
+            Budget(steps=steps, minutes=settings.minutes),
+            plan,
+            checkpoints,
+            report,
+            seed=settings.seed,
+            ema_decay=settings.ema_decay,
+            mixed_precision=settings.mixed_precision,
+            device=str(device),
+            resume=resume,
+        )
+
+
+def _save_model(
+    task: DenoiserTask,
+    vae: VAE,
+    text_encoder: TextEncoder,
+    config: Config,
+    output: Path,
+    progress: Progress,
+    about: Mapping[str, Any],
+    device: torch.device,
+) -> Path:
+    unet = task.model.eval().requires_grad_(False)
+    training = {
+        "steps": progress.step,
+        "epochs": progress.epoch,
+        "samples": progress.samples,
+        "minutes": round(progress.seconds / 60, 1),
+        "batch_size": config.training.batch_size,
+        "hardware": torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "prediction_type": config.schedule.prediction_type,
+        "seed": config.training.seed,
+        **{name: round(value, 5) for name, value in progress.evaluation.items()},
+    }
+    data = {key: value for key, value in about["data"].items() if key not in ("captions", "latents")}
+    facts = ModelFacts(
+        name=output.resolve().name,
+        training=training,
+        data=data,
+        latents=about["data"]["latents"],
+        captions=tuple(about["data"]["captions"]),
+    )
+    return TextToImage(unet, vae, text_encoder, task.schedule, config.sampling, facts).save(output / "model")
+
+
+def _about(
+    folder: str | Path, store: Store, data: Split, newest: Mapping[str, Any] | None, say: Say
+) -> dict[str, dict[str, Any]]:
+    """Return what checkpoints and the model card tell of the data."""
+    digest = hashlib.sha256(store.content.tobytes())
+    for example in data.examples:
+        digest.update("\n".join(example.captions).encode())
+    statistics = store.statistics
+    if newest is not None and newest["data"]["sha256"] != digest.hexdigest():
+        say("data: images or captions have changed since the checkpoint; going on with what is there now")
+    return {
+        "data": {
+            "name": Path(folder).resolve().name,
+            "images": len(data.examples),
+            "train": len(data.train),
+            "heldout": len(data.heldout),
+            "sha256": digest.hexdigest(),
+            "captions": list(known_captions(store, data.train)),
+            "latents": {"mean": statistics.mean.tolist(), "std": statistics.std.tolist()},
+        },
+        "summary": {},
+    }
+
+
+def _newest(checkpoints: Checkpoints, resume: bool) -> dict[str, Any] | None:
+    there = checkpoints.paths()
+    if there and not resume:
+        raise UsageError(
+            f"{checkpoints.folder}: holds a run ({there[-1].name}). Add --resume to go on with it, or name "
+            "another --output."
+        )
+    return checkpoints.read_newest()[1] if there else None
+
+
+def _encoders_of(
+    checkpoint: Mapping[str, Any], output: Path, config: Config
+) -> tuple[VAE, TextEncoder, dict[str, Any]]:
+    identities = dict(checkpoint["encoders"])
+    vae = VAE.load(output / identities["vae"]["folder"], local_files_only=True)
+    text = TextEncoder.load(
+        output / identities["text_encoder"]["folder"], padding=config.text.padding, local_files_only=True
+    )
+    for name, encoder in (("vae", vae), ("text_encoder", text)):
+        if encoder.sha256 != identities[name]["sha256"]:
+            raise ModelError(f"{output / ENCODERS}: its {name} is not the one this run began with. Put that one back.")
+    return vae, text, identities
+
+
+def _config_of(checkpoint: Mapping[str, Any]) -> Config:
+    return parse_settings(Config, checkpoint["config"])
+
+
+def _refuse_changes(old: Config, new: Config) -> None:
+    """A run's length and rhythm may change between its parts; whatever shapes the model or its data may not."""
+    free = {"epochs", "steps", "minutes", "evaluations", "checkpoint_epochs", "checkpoint_minutes", "keep_checkpoints"}
+    before, after = old.model_dump(), new.model_dump()
+    changed = [
+        f"{group}.{name} (was {before[group][name]}, now {value})"
+        for group, fields in after.items()
+        for name, value in fields.items()
+        if before[group][name] != value and not (group == "training" and name in free) and group != "sampling"
+    ]
+    if changed:
+        raise UsageError(f"--resume keeps a run's settings, but these differ: {', '.join(changed)}. Leave them out.")
+
+
+def _with_budget(config: Config, epochs: int | None, steps: int | None, minutes: float | None) -> Config:
+    given = {"epochs": epochs, "steps": steps, "minutes": minutes}
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} both say how long to train: give one of them.")
+    if not given:
+        return config
+    return _changed(config, "training", **{"steps": None, "minutes": None, **given})
+
+
+def _changed(config: Config, group: str, **values: Any) -> Config:
+    tree = config.model_dump()
+    tree[group] = {**tree[group], **values}
+    return parse_settings(Config, tree)
+
+
+@contextmanager
+def _alone_in(output: Path) -> Iterator[None]:
+    """Let one run at a time use an output folder; the system drops the lock when the process ends, however it ends."""
+    with (output / ".lock").open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            handle.seek(0)
+            raise T2IMError(
+                f"{output}: another training run is using it (process {handle.read().strip() or 'unknown'}). "
+                "Wait for it, or name another --output."
+            ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
