@@ -18,6 +18,7 @@ from torch import Tensor
 
 from t2im.blocks import Array, Keys, Rows, Table
 from t2im.data.captions import Example
+from t2im.diffusion.objective import draw_noise
 from t2im.encoders.vae import LatentStatistics, Posterior, latent_statistics
 from t2im.errors import DataError, UsageError
 from t2im.seeds import LARGEST_SEED, seed_for
@@ -163,7 +164,7 @@ class Store:
             views = np.take_along_axis(views, mirrored[:, None], axis=1)
         posterior = self._posterior(views[:, 0])
         return Batch(
-            latents=posterior.sample(_noise(posterior.mean.shape, samples, seed)),
+            latents=posterior.sample(draw_noise(posterior.mean.shape[1:], samples, seed, "posterior")),
             text=self._states(self._caption_choice(example_indices, samples, seed, caption_dropout)),
             sample_indices=torch.from_numpy(sample_indices.astype(np.int64)),
             example_indices=torch.from_numpy(example_indices.astype(np.int64)),
@@ -200,12 +201,3 @@ class Store:
         for state, record in zip(states, records, strict=True):
             state[: len(record)] = torch.from_numpy(np.array(record))
         return TextStates(states, torch.arange(states.shape[1]) < lengths[:, None])
-
-
-def _noise(shape: Sequence[int], samples: list[int], seed: int) -> Latents:
-    """Draw each sample's latent noise from its own seed, so that it does not depend on the batch around it."""
-    noise = torch.empty(*shape)
-    generator = torch.Generator()
-    for row, sample in zip(noise, samples, strict=True):
-        row.normal_(generator=generator.manual_seed(seed_for(seed, sample, "posterior")))
-    return noise

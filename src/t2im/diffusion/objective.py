@@ -61,12 +61,14 @@ def draw_timesteps(sample_indices: Iterable[int], schedule: Schedule, seed: int)
     return torch.tensor([seed_for(seed, index, "timestep") % len(schedule) for index in sample_indices])
 
 
-def draw_noise(shape: Sequence[int], sample_indices: Sequence[int], seed: int) -> Float[Tensor, "batch ..."]:
+def draw_noise(
+    shape: Sequence[int], sample_indices: Sequence[int], seed: int, purpose: str = "noise"
+) -> Float[Tensor, "batch ..."]:
     """Draw N(0, 1) noise of `shape` for each sample, on the CPU, so that every device trains on the same numbers."""
     noise = torch.empty(len(sample_indices), *shape)
     generator = torch.Generator()
     for row, index in zip(noise, sample_indices, strict=True):
-        row.normal_(generator=generator.manual_seed(seed_for(seed, index, "noise")))
+        row.normal_(generator=generator.manual_seed(seed_for(seed, index, purpose)))
     return noise
 
 
