@@ -57,7 +57,7 @@ def build_model():
     vae = VAEConfig(latent_channels=3, block_out_channels=(4, 8), norm_num_groups=4)
     clip = CLIPConfig(
         vocab_size=540,
-        context_length=13,
+        context_length=37,
         width=10,
         layers=1,
         heads=2,

@@ -17,8 +17,8 @@ def available_device(wanted: str = "auto") -> torch.device:
     >>> available_device("cpu")
     device(type='cpu')
     """
-    kind, _, number = wanted.partition(":")
-    if kind not in KINDS or not (number or "0").isdecimal():
+    kind, colon, number = wanted.partition(":")
+    if kind not in KINDS or (colon and not number.isdecimal()):
         raise UsageError(f'device "{wanted}" is unknown{nearest(kind, KINDS)}. Valid: {", ".join(KINDS)}, cuda:1.')
     counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if int(number or 0) < counts.get(kind, 0):

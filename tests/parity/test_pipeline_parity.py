@@ -42,12 +42,19 @@ def our_images(model, seed, **settings):
     return model.vae.decode(last.latents)
 
 
-@pytest.mark.parametrize("guidance", [{"guidance_scale": 1.0}, {"guidance_scale": 4.0, "guidance_rescale": 0.7}])
-@pytest.mark.parametrize("scheduler", ["ddim", "ddpm", "euler", "dpm++2m"])
+@pytest.mark.parametrize(
+    ("scheduler", "guidance"),
+    [
+        ("ddim", {"guidance_scale": 1.0}),
+        ("ddim", {"guidance_scale": 4.0, "guidance_rescale": 0.7}),
+        ("ddpm", {"guidance_scale": 4.0}),
+        ("dpm++2m", {"guidance_scale": 4.0}),
+    ],
+)
 def test_the_stock_pipeline_draws_the_same(build_model, schedule, scheduler, guidance, tmp_path):
     model = build_model(schedule, scheduler=scheduler)
     pipeline = opened(model.save(tmp_path / "model"))
-    settings = {"num_inference_steps": 7, "negative_prompt": "blurry", "height": 24, "width": 16, **guidance}
+    settings = {"num_inference_steps": 5, "negative_prompt": "blurry", "height": 24, "width": 16, **guidance}
     ours = our_images(model, 11, **settings)
     assert ours.std() > 0.05
     assert (ours - stock_images(pipeline, 11, **settings)).abs().max() < 1e-4

@@ -2,13 +2,12 @@
 
 import sys
 import warnings
-from pathlib import Path
 from typing import Annotated, TextIO
 
 import typer
 
 from t2im import __version__
-from t2im.cli import data, generate, info
+from t2im.cli import data, generate, info, train
 from t2im.errors import CANCELLED, T2IMError
 
 app = typer.Typer(
@@ -20,6 +19,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.command()(generate.generate)
+app.command()(train.train)
 app.command()(info.info)
 
 
@@ -48,8 +48,8 @@ def _print_warning(
     line: str | None = None,
 ) -> None:
     """Print a warning of ours as one line: the place in the code helps nobody at a command line."""
-    ours = Path(filename).is_relative_to(Path(__file__).parent.parent)
-    print(f"t2im: {message}" if ours else f"{filename}: {message}", file=sys.stderr)
+    about = "t2im" if issubclass(category, UserWarning) else f"{filename}:{lineno}"
+    print(f"{about}: {message}", file=sys.stderr)
 
 
 def main() -> None:
