@@ -222,6 +222,13 @@ def test_a_model_in_bf16_takes_and_gives_bf16():
     assert output.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("upcast", [False, True])
+def test_shapes_can_be_worked_out_without_any_weights(upcast):
+    with torch.device("meta"):
+        unet = ConditionalUNet(TINY.model_copy(update={"upcast_attention": upcast}))
+        assert unet(torch.empty(2, 3, 7, 5), 5, torch.empty(2, 4, 9)).shape == (2, 5, 7, 5)
+
+
 @pytest.mark.parametrize(("size", "shape"), [(7, (3, 7, 7)), ((7, 5), (3, 7, 5))])
 def test_latent_shape_is_channels_height_width(size, shape):
     assert unet_of(TINY.model_copy(update={"sample_size": size})).latent_shape == shape

@@ -7,6 +7,7 @@ which lets a left eye agree with a right one. Keys and values of the text depend
 are computed once for a whole picture (`Attention.keys_values`).
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -72,7 +73,8 @@ class Attention(nn.Module):
         if not self.upcast:
             return F.scaled_dot_product_attention(query, key, value, bias)
         # SD 2.1 wants scores in fp32, since its own overflow in fp16; autocast would cast them back.
-        with torch.autocast(query.device.type, enabled=False):
+        kind = query.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             bias = None if bias is None else bias.float()
             mixture = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), bias)
         return mixture.to(query.dtype)

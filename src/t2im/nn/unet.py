@@ -70,14 +70,11 @@ class PreparedContext:
                 "Give prepare() every timestep of the sampler."
             )
         positions = [self.timesteps.index(timestep) for timestep in wanted]
-        together = len(set(positions)) == 1
-        steps = torch.tensor(positions, device=timesteps.device)
-        rows = torch.arange(self.prompts, device=timesteps.device)
 
         def look_up(time: Num[Tensor, "steps _ channels"]) -> Num[Tensor, "_ channels"]:
-            if together:
-                return time[positions[0]]  # a view: a sampler's common case costs nothing
-            return time[steps, rows if time.shape[1] > 1 else 0]
+            if len(set(positions)) == 1:
+                return time[positions[0]]  # a view: a sampler's usual case costs nothing
+            return time[positions, list(range(self.prompts)) if time.shape[1] > 1 else [0]]
 
         def block_at(block: BlockContext) -> BlockContext:
             return tuple(replace(layer, time=look_up(layer.time)) for layer in block)
