@@ -55,7 +55,8 @@ def build(
 ) -> Store:
     """Encode whatever of the examples the cache folder does not hold yet, and return them all as a Store.
 
-    It may be interrupted at any time, and goes on where it was. Everything read back is checked by SHA-256.
+    It may be interrupted at any time, and goes on where it was. Everything read back is checked by SHA-256. What is
+    encoded again, in a batch of other neighbours, may differ in its last bit: runs repeat bit for bit on one cache.
 
     Raises: BadImage for an unreadable image (left out with a warning if config.skip_bad); DataError, if there are no
     examples; ModelError, if an encoder answers with non-finite numbers; T2IMError, if the folder cannot be written or
