@@ -85,6 +85,12 @@ def test_slips_are_looked_for_among_neighbours_when_there_are_many(monkeypatch):
     assert suggestions(["image_0500x.png"], candidates) == [' (did you mean "image_0500.png"?)']
 
 
+def test_slips_are_looked_for_in_the_first_names_only(monkeypatch):
+    monkeypatch.setattr(folders, "SPELLED", 2)
+    hints = suggestions(["hors.png", "hors.png", "hors.png", "horse.gif"], ["horse.png"])
+    assert [bool(hint) for hint in hints] == [True, True, False, True]
+
+
 def test_a_folder_that_cannot_be_listed_says_so(tmp_path, monkeypatch):
     def fail(path):
         raise PermissionError(13, "Permission denied")

@@ -89,6 +89,14 @@ def test_damaged_exif_does_not_cost_the_image(exif, store):
     assert decode(store(Image.fromarray(NOISE), "a.jpg", exif=exif)).size == (17, 13)
 
 
+def test_metadata_that_cannot_be_parsed_does_not_cost_the_image(store):
+    metadata = chunk(b"tEXt", b"Raw profile type exif\0\nexif\n  4\nno hexadecimal")
+    path = store(png(NOISE, 2, bits=8, before=metadata))
+    with Image.open(path) as image, pytest.raises(ValueError, match="hexadecimal"):
+        image.getexif()
+    assert (pixels(path) == NOISE).all()
+
+
 @pytest.mark.parametrize(
     ("mode", "alpha_name"), [("RGBA", "a.png"), ("LA", "a.png"), ("P", "a.gif"), ("RGBA", "a.tif"), ("RGBA", "a.webp")]
 )
