@@ -157,6 +157,13 @@ def test_a_part_that_is_missing_or_of_the_wrong_kind_is_named(state, tmp_path):
         write_checkpoint(tmp_path / "c.pt", state)
 
 
+@pytest.mark.parametrize("part", ["vae", "text_encoder"])
+def test_a_checkpoint_must_name_its_encoders(state, tmp_path, part):
+    for entry in (None, {"folder": "encoders"}):
+        with pytest.raises(ModelError, match=f'folder and sha256 of its "{part}"'):
+            write_checkpoint(tmp_path / "c.pt", {**state, "encoders": {**state["encoders"], part: entry}})
+
+
 def test_a_configuration_of_another_version_is_named(state, tmp_path):
     state["config"]["unet"]["sample_sise"] = 3
     with pytest.raises(ModelError, match=r'"unet\.sample_sise" is unknown \(did you mean "sample_size"\?\)'):

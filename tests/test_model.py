@@ -203,8 +203,9 @@ def test_one_picture_of_one_prompt_is_no_list(tiny_model):
     assert len(tiny_model([PROMPT], seed=1)) == 1
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "euler_a"])
-def test_image_i_equals_a_single_run_with_seed_plus_i(tiny_model, scheduler):
+@pytest.mark.parametrize(("scheduler", "padding"), [("ddim", "attend"), ("euler_a", "mask")])
+def test_image_i_equals_a_single_run_with_seed_plus_i(build_model, scheduler, padding):
+    tiny_model = build_model(padding=padding)
     prompts = [PROMPT, "a red apple"]
     drawn = tiny_model(prompts, num_images=2, seed=7, scheduler=scheduler)
     assert [picture.seed for picture in drawn] == [7, 8, 9, 10]

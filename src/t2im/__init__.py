@@ -1,8 +1,10 @@
 """KahabMiniGenT2Im: a mini Stable Diffusion to train from scratch on your own captioned images, run, and understand.
 
-import t2im
-model = t2im.load()                                                 # built in, offline
-model("a red fox in the snow", seed=7).save("fox.png")              # the settings travel in the PNG
+Three lines to begin with:
+
+    import t2im
+    model = t2im.load()                                                 # built in, offline
+    model("a red fox in the snow", seed=7).save("fox.png")              # the settings travel in the PNG
 """
 
 import importlib
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from t2im.infotext import read_settings as read_settings
     from t2im.model import TextToImage as TextToImage
     from t2im.picture import Picture as Picture
+    from t2im.training.run import train as train
 
     load = TextToImage.load
 

@@ -117,6 +117,10 @@ def _require_sound(checkpoint: Any, path: Path) -> None:
     for name, kinds in PARTS.items():
         if not isinstance(checkpoint.get(name, ...), kinds):
             raise ModelError(f'{path}: damaged, its part "{name}" is missing or of the wrong kind.')
+    for part in ("vae", "text_encoder"):
+        entry = checkpoint["encoders"].get(part)
+        if not isinstance(entry, Mapping) or not all(isinstance(entry.get(key), str) for key in ("folder", "sha256")):
+            raise ModelError(f'{path}: damaged, it does not name the folder and sha256 of its "{part}".')
     for where, tensor in _tensors(checkpoint, ""):
         if tensor.layout is not torch.strided or tensor.is_quantized:
             raise ModelError(f'{path}: "{where}" is no dense tensor.')

@@ -135,19 +135,20 @@ class TextToImage:
                     f"{folders[part]}: not the encoder that {path.name} was trained with. Put the original one back."
                 )
         data = dict(checkpoint["data"])
+        facts = {
+            "name": path.stem,
+            "training": checkpoint["summary"],
+            "captions": data.pop("captions", ()),
+            "latents": data.pop("latents", {}),
+            "data": data,
+        }
         return cls(
             unet=unet.eval().requires_grad_(False),
             vae=vae,
             text_encoder=text_encoder,
             schedule=Schedule(config.schedule),
             sampling=config.sampling,
-            facts=ModelFacts(
-                name=path.stem,
-                training=checkpoint["summary"],
-                captions=tuple(data.pop("captions", ())),
-                latents=data.pop("latents", {}),
-                data=data,
-            ),
+            facts=parse_settings(ModelFacts, facts),
             sha256=recorded_checksum(path) or "",
         )
 
