@@ -125,7 +125,7 @@ class ScheduleConfig(Settings):
     """How beta grows with t."""
     beta_start: PositiveFloat = 0.00085
     """beta at t = 0."""
-    beta_end: PositiveFloat = 0.012
+    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.012
     """beta at t = T - 1."""
     prediction_type: PredictionType = "epsilon"
     """What the UNet predicts: the noise, the velocity, or the clean latents."""
@@ -148,6 +148,8 @@ class ScheduleConfig(Settings):
                 'rescale_betas_zero_snr needs timestep_spacing = "trailing", or sampling would never '
                 "visit the last timestep it was made for"
             )
+        if self.rescale_betas_zero_snr and self.num_train_timesteps < 2:
+            raise ValueError("rescale_betas_zero_snr needs at least two timesteps")
         return self
 
 
