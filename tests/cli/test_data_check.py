@@ -101,7 +101,7 @@ def test_a_text_encoder_counts_tokens(folder, tiny_model, tmp_path):
     result = run(folder, "--text-encoder", tmp_path / "encoder", "--json")
     report = json.loads(result.stdout)
     assert report["length_unit"] == "tokens"
-    assert report["context_length"] == 13
+    assert report["context_length"] == tiny_model.text_encoder.context_length
     encoder = tiny_model.text_encoder
     expected = sorted(len(encoder.tokenize(f"a {colour} square")) for colour in ("red", "blue"))
     assert sorted(int(length) for length in report["lengths"]) == sorted(set(expected))
