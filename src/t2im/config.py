@@ -131,8 +131,9 @@ class ScheduleConfig(Settings):
     """What the UNet predicts: the noise, the velocity, or the clean latents."""
     rescale_betas_zero_snr: bool = False
     """Make the last timestep pure noise (Lin et al. 2023); impossible with epsilon."""
-    timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
-    """Which timesteps a sampler visits; zero terminal SNR needs "trailing"."""
+    timestep_spacing: Literal["leading", "trailing", "linspace"] = "trailing"
+    """Which timesteps a sampler visits. "trailing" begins at the very last one, where sampling's pure noise belongs;
+    "leading", as in Stable Diffusion, begins a little before it."""
 
     @model_validator(mode="after")
     def _combination_is_possible(self) -> Self:

@@ -12,7 +12,7 @@ from t2im.errors import SamplingError, UsageError
 from t2im.shapes import TextStates
 
 SHAPE = (2, 5, 7)
-SCHEDULE = Schedule(ScheduleConfig())
+SCHEDULE = Schedule(ScheduleConfig(timestep_spacing="leading"))
 RUNNABLE = [name for name in SCHEDULERS if name != "lms" or importlib.util.find_spec("scipy")]
 ZERO_SNR = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
 
@@ -99,7 +99,7 @@ def test_the_first_noise_is_the_generators_first():
 
 @pytest.mark.parametrize("name", RUNNABLE)
 @pytest.mark.parametrize(
-    "options", [{}, {"timestep_spacing": "trailing"}, ZERO_SNR], ids=["leading", "trailing", "zero"]
+    "options", [{"timestep_spacing": "leading"}, {}, ZERO_SNR], ids=["leading", "trailing", "zero"]
 )
 def test_steps_tell_what_happened(name, options):
     schedule = Schedule(ScheduleConfig(**options))

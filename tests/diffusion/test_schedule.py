@@ -191,7 +191,12 @@ def test_an_unknown_sampler_names_the_nearest():
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_schedulers_are_built_from_the_training_settings(name):
     config = ScheduleConfig(
-        num_train_timesteps=997, beta_start=0.001, beta_end=0.02, beta_schedule="linear", prediction_type="v_prediction"
+        num_train_timesteps=997,
+        beta_start=0.001,
+        beta_end=0.02,
+        beta_schedule="linear",
+        prediction_type="v_prediction",
+        timestep_spacing="leading",
     )
     schedule = Schedule(config)
     scheduler = schedule.scheduler(name)
