@@ -136,7 +136,7 @@ def require_equal(ours, theirs, *, atol=1e-5):
             torch.testing.assert_close(ours[name], value, atol=atol, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(16))
 def test_outputs_and_gradients_equal_diffusers_on_drawn_configurations(seed):
     config, *shape = draw(seed)
     ours, theirs = build_both(config)
