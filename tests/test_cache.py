@@ -21,7 +21,7 @@ from t2im.data.images import read_image, read_images
 from t2im.encoders.text import PromptTooLong, new_clip, text_part, train_tokenizer
 from t2im.encoders.vae import VAE, new_vae
 from t2im.errors import BadImage, DataError, ModelError, T2IMError
-from t2im.files import sha256_of_folder
+from t2im.files import alone_in, sha256_of_folder
 from t2im.seeds import seed_for
 
 CONFIG = DataConfig(resolution=14)
@@ -222,7 +222,7 @@ def test_nothing_is_written_beside_the_images(world):
 def test_a_second_process_is_refused_while_the_first_fills_the_cache(world):
     world.cache.mkdir()
     with (
-        cache._locked(world.cache),
+        alone_in(world.cache, "filling this cache"),
         pytest.raises(T2IMError, match=rf"process {os.getpid()} is filling this cache") as refusal,
     ):
         world.build()

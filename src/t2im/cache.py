@@ -10,11 +10,9 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ from t2im.data.images import read_image
 from t2im.encoders.text import PromptTooLong, TextEncoder
 from t2im.encoders.vae import VAE
 from t2im.errors import BadImage, DataError, T2IMError
-from t2im.files import require_writable, sha256_of_file, write_json
+from t2im.files import alone_in, require_writable, sha256_of_file, write_json
 
 FORMAT = 1  # raised when the meaning of the files, or what data/images.py does to an image, changes
 PIXELS_AT_ONCE = 2**18  # the size of an encoder's batch: 64 images of 64x64
@@ -66,7 +64,7 @@ def build(
         raise DataError("there are no examples to encode. Check the folder with: t2im data check FOLDER")
     folder = require_writable(folder)
     report = progress or (lambda what, done, total: None)
-    with _locked(folder):
+    with alone_in(folder, "filling this cache"):
         content = hashes_of_files([example.path for example in examples], folder / "files")
         latents = _table(folder, "latents", _transform(config) | {"vae": vae.sha256})
         bad = _encode_images(examples, content, latents, vae, config, report)
@@ -214,23 +212,3 @@ def _summarize(caught: Sequence[warnings.WarningMessage], total: int) -> None:
     if too_long:
         message = f"{len(too_long)} of {total} new captions are too long; the first: {too_long[0].message}"
         warnings.warn(message, PromptTooLong, stacklevel=4)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system gives back even after a crash."""
-    with open(folder / ".lock", "a+", encoding="utf-8") as handle:
-        if sys.platform != "win32":
-            import fcntl
-
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                handle.seek(0)
-                raise T2IMError(
-                    f"{folder}: process {handle.read()} is filling this cache. Wait for it, or choose another folder."
-                ) from None
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -124,6 +125,30 @@ def require_writable(folder: str | Path) -> Path:
     except OSError as error:
         raise T2IMError(f"{folder}: cannot write there ({error.strerror}). Choose another folder.") from error
     return folder
+
+
+@contextmanager
+def alone_in(folder: str | Path, doing: str) -> Iterator[None]:
+    """Let one process at a time work in a folder; the system drops the lock when the process ends, however it ends.
+
+    doing: what the error of the second one says of the first, such as "filling this cache".
+
+    Raises: T2IMError, naming the process that is there already.
+    """
+    with open(Path(folder) / ".lock", "a+", encoding="utf-8") as handle:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                process = f"process {handle.read().strip() or '(unknown)'}"
+                raise T2IMError(f"{folder}: {process} is {doing}. Wait for it, or choose another folder.") from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
 
 
 def _umask() -> int:

@@ -10,6 +10,7 @@ from PIL import Image
 import t2im
 from t2im.config import Config, load_config
 from t2im.errors import BadImage, CaptionError, ModelError, T2IMError, UsageError
+from t2im.files import alone_in
 from t2im.training.run import fitted, train, train_part
 
 COLOURS = ("red", "green", "blue", "black", "white", "yellow", "purple", "orange", "cyan", "pink", "grey", "brown")
@@ -100,12 +101,12 @@ def test_training_only_reads_the_users_folder(folder, encoders, tmp_path):
     assert state() == before
 
 
-def test_six_steps_are_three_and_resume_and_three_to_the_bit(folder, encoders, tmp_path):
-    whole = quick(folder, tmp_path / "whole", steps=6, settings=(*SETTINGS, "training.schedule=constant"), **encoders)
-    quick(folder, tmp_path / "parts", steps=3, settings=(*SETTINGS, "training.schedule=constant"), **encoders)
-    resumed = quick(folder, tmp_path / "parts", steps=6, settings=(), resume=True)
+def test_ten_steps_are_five_and_resume_and_five_to_the_bit(folder, encoders, tmp_path):
+    whole = quick(folder, tmp_path / "whole", steps=10, settings=(*SETTINGS, "training.schedule=constant"), **encoders)
+    quick(folder, tmp_path / "parts", steps=5, settings=(*SETTINGS, "training.schedule=constant"), **encoders)
+    resumed = quick(folder, tmp_path / "parts", steps=10, settings=(), resume=True)
     first, second = (torch.load(run.checkpoint, weights_only=True) for run in (whole, resumed))
-    assert first["progress"]["step"] == second["progress"]["step"] == 6
+    assert first["progress"]["step"] == second["progress"]["step"] == 10
     for part in ("unet", "ema"):
         for name, value in first[part].items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(second[part][name])), name
@@ -126,10 +127,8 @@ def test_a_finished_run_is_not_overwritten(folder, encoders, tmp_path):
 
 
 def test_two_runs_cannot_share_an_output(folder, encoders, tmp_path):
-    from t2im.training.run import _alone_in
-
     (tmp_path / "out").mkdir()
-    with _alone_in(tmp_path / "out"), pytest.raises(T2IMError, match="another training run is using it"):
+    with alone_in(tmp_path / "out", "training there"), pytest.raises(T2IMError, match=r"process \d+ is training there"):
         quick(folder, tmp_path / "out", steps=1, **encoders)
 
 

@@ -1,12 +1,10 @@
 """How does a folder become a model? The whole way: read, split, encoders, cache, UNet, model folder."""
 
-import fcntl
 import hashlib
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,8 @@ from t2im.data.images import read_image
 from t2im.devices import available_device
 from t2im.encoders.text import TextEncoder
 from t2im.encoders.vae import VAE
-from t2im.errors import BadImage, DataError, ModelError, T2IMError, UsageError
-from t2im.files import require_writable
+from t2im.errors import BadImage, DataError, ModelError, UsageError
+from t2im.files import alone_in, require_writable
 from t2im.model import TextToImage
 from t2im.training.checkpoint import Checkpoints
 from t2im.training.choice import text_encoder_for, vae_for
@@ -98,7 +96,7 @@ def train(
     encoders or checkpoints; TrainingError if the numbers do not stay finite.
     """
     output = require_writable(output)
-    with _alone_in(output), Report(output, name="t2im", quiet=quiet) as report:
+    with alone_in(output, "training there"), Report(output, name="t2im", quiet=quiet) as report:
         checkpoints = Checkpoints(output, write_unet_checkpoint, read_unet_checkpoint)
         newest = _newest(checkpoints, resume)
         given = bool(recipe or settings or seed is not None)
@@ -395,21 +393,3 @@ def _changed(config: Config, group: str, **values: Any) -> Config:
     tree = config.model_dump()
     tree[group] = {**tree[group], **values}
     return parse_settings(Config, tree)
-
-
-@contextmanager
-def _alone_in(output: Path) -> Iterator[None]:
-    """Let one run at a time use an output folder; the system drops the lock when the process ends, however it ends."""
-    with (output / ".lock").open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            handle.seek(0)
-            raise T2IMError(
-                f"{output}: another training run is using it (process {handle.read().strip() or 'unknown'}). "
-                "Wait for it, or name another --output."
-            ) from None
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield
