@@ -7,6 +7,7 @@ from PIL import Image
 from t2im.config import CLIPConfig, DataConfig, VAEConfig, VAETrainingConfig
 from t2im.data.captions import Example
 from t2im.encoders.text import train_tokenizer
+from t2im.training.discriminator import Judge
 from t2im.training.tasks import CLIPTask, ImageBatches, VAETask, contrastive_loss
 
 DATA = DataConfig(resolution=16)
@@ -53,6 +54,35 @@ def test_the_loss_of_the_vae_is_its_formula(examples):
     assert loss.item() == pytest.approx((parts["pixels"] + 0.5 * parts["detail"] + 0.25 * parts["kl"]).item(), rel=1e-5)
     again, _ = task.loss(task.model, range(6))
     assert loss.item() == again.item()
+
+
+def test_the_discriminator_joins_late_learns_and_is_saved(examples):
+    vae = VAEConfig(latent_channels=3, block_out_channels=(8, 8), norm_num_groups=4)
+    settings = VAETrainingConfig(steps=4, adversarial_steps=2, adversarial_weight=0.5)
+
+    def task():
+        return VAETask(examples, examples[:1], DATA, vae, settings, seed=1)
+
+    first, second = task(), task()
+    parts = [first.loss(first.model, range(6 * step, 6 * step + 6)) for step in range(4)]
+    assert ["discriminator" in numbers for _, numbers in parts] == [False, False, True, True]
+    loss, numbers = parts[2]
+    assert loss.item() != pytest.approx((numbers["pixels"] + numbers["detail"] + 1e-4 * numbers["kl"]).item(), rel=1e-6)
+    loss.backward()
+    assert all(p.grad is not None for p in first.model.vae.decoder.parameters())
+    second.load_state_dict(first.state_dict())
+    again = [one.loss(one.model, range(30, 36))[1]["discriminator"].item() for one in (first, second)]
+    assert again[0] == again[1] != task().loss(task().model, range(30, 36))[1]["discriminator"].item()
+
+
+def test_a_judge_learns_to_tell_blur_from_edges():
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(8, 3, 16, 16, generator=generator).sign()
+    blurred = torch.nn.functional.avg_pool2d(real, 3, stride=1, padding=1)
+    judge = Judge(0.01, seed=1)
+    losses = [judge.learn(real, blurred).item() for _ in range(15)]
+    assert losses[-1] < 0.3 * losses[0]
+    assert judge.objection(blurred) > judge.objection(real)
 
 
 def test_clip_learns_which_words_go_with_which_image(examples):

@@ -22,6 +22,7 @@ from t2im.encoders.vae import new_vae, psnr
 from t2im.picture import grid, to_pil
 from t2im.seeds import seed_for
 from t2im.shapes import Images, Latents
+from t2im.training.discriminator import Judge
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -84,8 +85,8 @@ class VAETask:
         loss = |x - x'| + w_detail |grad x - grad x'| + w_KL KL(N(mean, var) || N(0, 1)) [+ w_adv hinge(D(x'))]
 
     The KL is Kingma and Welling 2013, appendix B, arXiv 1312.6114; gradients are differences of neighbouring pixels,
-    and make edges matter as much as areas without any perceptual network. The optional last term is the patch
-    discriminator of Esser et al. 2021 (arXiv 2012.09841).
+    and make edges matter as much as areas without any perceptual network. In the last `adversarial_steps` steps a patch
+    discriminator joins (Esser et al. 2021, arXiv 2012.09841): late, when only sharpness is missing.
     """
 
     name = "vae"
@@ -105,6 +106,9 @@ class VAETask:
         self.examples = len(train)
         self.heldout = self.batches.images(heldout[:256])
         self._settings, self._seed = settings, seed
+        self._judge: Judge | None = None
+        if settings.adversarial_steps:
+            self._judge = Judge(settings.learning_rate / 4, seed_for(seed, 0, "initial weights of the discriminator"))
         self._noise_shape = (vae.latent_channels, *(data.resolution // vae.downscale,) * 2)
 
     def loss(self, model: nn.Module, samples: range) -> tuple[Tensor, dict[str, Tensor]]:
@@ -121,7 +125,12 @@ class VAETask:
         )
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         total = pixels + self._settings.detail_weight * detail + self._settings.kl_weight * kl
-        return total, {"pixels": pixels.detach(), "detail": detail.detach(), "kl": kl.detach()}
+        parts = {"pixels": pixels.detach(), "detail": detail.detach(), "kl": kl.detach()}
+        judged_from = (self._settings.steps - self._settings.adversarial_steps) * len(samples)
+        if self._judge is not None and samples.start >= judged_from:
+            parts["discriminator"] = self._judge.learn(images, reconstruction)
+            total = total + self._settings.adversarial_weight * self._judge.objection(reconstruction)
+        return total, parts
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Return the mean PSNR in dB of held-out images."""
@@ -135,11 +144,13 @@ class VAETask:
         grid(to_pil(rows), columns=len(images)).save(path)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: all is in the model."""
-        return {}
+        """Return the discriminator's state, if there is one; all else is in the model."""
+        return {} if self._judge is None else {"judge": self._judge.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take nothing up."""
+        """Take up such a state."""
+        if self._judge is not None:
+            self._judge.load_state_dict(state["judge"])
 
     @torch.no_grad()
     def _redrawn(self, images: Images) -> Images:
