@@ -196,3 +196,14 @@ def test_metrics_are_json_even_when_a_number_is_not(tmp_path):
     with Report(tmp_path, name="x", quiet=True) as report:
         report.event("step", loss=float("nan"))
     assert events(tmp_path, "step")[0]["loss"] is None
+
+
+def test_a_run_stopped_before_its_first_step_can_be_resumed(tmp_path, monkeypatch):
+    from t2im.training import interrupt
+
+    monkeypatch.setattr(interrupt.Interruption, "__enter__", lambda self: setattr(self, "requested", True) or self)
+    _, stopped = run(tmp_path, 3)
+    monkeypatch.undo()
+    assert stopped.step == 0 and not stopped.finished
+    task, progress = run(tmp_path, 3, resume=True)
+    assert progress.finished and task.seen == list(range(12))

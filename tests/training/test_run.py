@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 import t2im
-from t2im.config import Config, load_config
+from t2im.config import Config
 from t2im.errors import BadImage, CaptionError, ModelError, T2IMError, UsageError
 from t2im.files import alone_in
+from t2im.recipe import load_config
 from t2im.training.run import fitted, train, train_part
 
 COLOURS = ("red", "green", "blue", "black", "white", "yellow", "purple", "orange", "cyan", "pink", "grey", "brown")

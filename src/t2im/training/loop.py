@@ -228,7 +228,8 @@ def _save(
         "rng": _random_state(),
         **task.state_dict(),
     }
-    at_epoch = progress.samples - progress.epoch * task.examples < progress.samples / progress.step
+    # An epoch rarely ends with a batch; the batch that reaches its end counts as its end.
+    at_epoch = progress.samples % task.examples * progress.step < max(1, progress.samples)
     path = checkpoints.write(state, step=progress.step, epoch=progress.epoch, at_epoch=at_epoch)
     report.event("save", step=progress.step, path=path.name)
 
