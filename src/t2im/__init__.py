@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from t2im.config import Config as Config
-    from t2im.config import load_config as load_config
     from t2im.direct import generate_images_direct as generate_images_direct
     from t2im.errors import T2IMError as T2IMError
     from t2im.infotext import read_settings as read_settings
     from t2im.model import TextToImage as TextToImage
     from t2im.picture import Picture as Picture
+    from t2im.recipe import load_config as load_config
     from t2im.training.run import train as train
 
     load = TextToImage.load
@@ -32,7 +32,7 @@ _HOMES = {
     "TextToImage": "t2im.model:TextToImage",
     "generate_images_direct": "t2im.direct:generate_images_direct",
     "load": "t2im.model:TextToImage.load",
-    "load_config": "t2im.config:load_config",
+    "load_config": "t2im.recipe:load_config",
     "read_settings": "t2im.infotext:read_settings",
     "train": "t2im.training.run:train",
 }

@@ -1,15 +1,11 @@
 """Which knobs are there? The one tree of settings, and the only place where defaults live.
 
 The same tree has three spellings: Python (`UNetConfig(block_out_channels=(64, 128))`), a TOML recipe (`[unet]`,
-`block_out_channels = [64, 128]`) and the command line (`--set unet.block_out_channels=[64,128]`). Later ones win:
-defaults < recipe < file < --set. The resolved tree travels in every checkpoint.
+`block_out_channels = [64, 128]`) and the command line (`--set unet.block_out_channels=[64,128]`); `recipe.py` puts them
+together. The resolved tree travels in every checkpoint.
 """
 
-import ast
-import tomllib
 from collections.abc import Iterable, Mapping
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -356,62 +352,12 @@ class Config(Settings):
     sampling: SamplingConfig = SamplingConfig()
 
 
-def recipe_names() -> list[str]:
-    """Return the names of the recipes that ship with the package."""
-    folder = resources.files("t2im") / "recipes"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
-
-
-def load_config(recipe: str | None = None, *, settings: Iterable[str] = ()) -> Config:
-    """Build the tree from a recipe (a name that ships with the package, or a TOML file) and `a.b=value` settings.
-
-    Raises: ConfigError, naming every faulty setting with the nearest valid name.
-    """
-    tree = _read_recipe(recipe) if recipe else {}
-    for setting in settings:
-        _apply(tree, setting)
-    return parse_settings(Config, tree)
-
-
 def parse_settings(group: type[Group], values: Mapping[str, Any]) -> Group:
     """Validate a mapping against a group of settings; one ConfigError names everything that is wrong with it."""
     try:
         return group.model_validate(values)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(group, fault) for fault in error.errors())) from None
-
-
-def _read_recipe(recipe: str) -> dict[str, Any]:
-    if recipe in recipe_names():
-        text = (resources.files("t2im") / "recipes" / f"{recipe}.toml").read_text(encoding="utf-8")
-    elif recipe.endswith(".toml") and Path(recipe).is_file():
-        text = Path(recipe).read_text(encoding="utf-8")
-    else:
-        raise ConfigError(
-            f'recipe "{recipe}" is unknown{nearest(recipe, recipe_names())}. '
-            f"Valid: {', '.join(recipe_names())}, or the path of a .toml file."
-        )
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{recipe}: not valid TOML ({error}).") from None
-
-
-def _apply(tree: dict[str, Any], setting: str) -> None:
-    path, separator, text = setting.partition("=")
-    if not separator:
-        raise ConfigError(f'setting "{setting}" has no "="; write it as group.name=value, e.g. training.seed=1')
-    value: Any
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = {"true": True, "false": False}.get(text.lower(), text)
-    *groups, name = path.strip().split(".")
-    for group in groups:
-        tree = tree.setdefault(group, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f'setting "{path}": "{group}" is a value, not a group of settings')
-    tree[name] = value
 
 
 def _explain(group: type[Settings], fault: Any) -> str:

@@ -5,10 +5,10 @@ import torch
 from typer.testing import CliRunner
 
 from t2im.cli.main import app
-from t2im.config import load_config
 from t2im.errors import UsageError
 from t2im.explain.architecture import architecture_svg
 from t2im.nn.unet import ConditionalUNet
+from t2im.recipe import load_config
 
 
 def plot(*arguments):

@@ -8,10 +8,11 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from t2im.config import UNetConfig, load_config
+from t2im.config import UNetConfig
 from t2im.explain.anatomy import anatomy
 from t2im.explain.architecture import WIDTH, architecture_svg
 from t2im.nn.unet import ConditionalUNet
+from t2im.recipe import load_config
 
 DOCS = Path(__file__).parents[2] / "docs"
 SVG = "{http://www.w3.org/2000/svg}"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "t2im"
-GROUND = ("errors", "config", "files", "seeds", "blocks", "content", "infotext", "request", "card")  # no torch
-MATHEMATICS = ("shapes", "devices", "nn", "diffusion")  # no files, but for a model's own
+GROUND = ("errors", "config", "recipe", "files", "seeds", "blocks", "content", "infotext", "request", "card")
+MATHEMATICS = ("shapes", "devices", "nn", "diffusion")
 WORLD = ("data", "encoders", "batches", "cache", "picture", "checkpoint", "model_folder", "model", "direct")
 JOBS = ("training", "explain")  # they do not know each other
 HOUSE = (*GROUND, *MATHEMATICS, *WORLD, *JOBS, "cli")

@@ -6,10 +6,10 @@ from importlib import resources
 import pytest
 import torch
 
-from t2im.config import load_config, recipe_names
 from t2im.diffusion.schedule import Schedule
 from t2im.encoders.vae import new_vae
 from t2im.nn.unet import ConditionalUNet
+from t2im.recipe import load_config, recipe_names
 
 
 @pytest.fixture(params=recipe_names())

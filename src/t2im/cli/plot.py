@@ -31,8 +31,8 @@ def architecture(
     if recipe is not None:
         import torch
 
-        from t2im.config import load_config
         from t2im.nn.unet import ConditionalUNet
+        from t2im.recipe import load_config
 
         with torch.device("meta"):  # shapes without weights: a drawing needs no more
             unet = ConditionalUNet(load_config(recipe).unet)

@@ -14,7 +14,7 @@ import torch
 from t2im import cache
 from t2im.batches import Indices, Store, split
 from t2im.card import ModelFacts
-from t2im.config import Config, load_config, parse_settings
+from t2im.config import Config, parse_settings
 from t2im.content import hashes_of_files
 from t2im.data import captions
 from t2im.data.captions import Example
@@ -25,6 +25,7 @@ from t2im.encoders.vae import VAE
 from t2im.errors import BadImage, DataError, ModelError, UsageError
 from t2im.files import alone_in, require_writable
 from t2im.model import TextToImage
+from t2im.recipe import load_config
 from t2im.training.checkpoint import Checkpoints
 from t2im.training.choice import text_encoder_for, vae_for
 from t2im.training.denoiser import DenoiserTask, known_captions, read_unet_checkpoint, write_unet_checkpoint
