@@ -5,9 +5,7 @@ from typing import Annotated
 
 import typer
 
-from t2im.errors import CANCELLED, UsageError
-
-PARTS = ("vae", "clip")
+from t2im.errors import CANCELLED
 
 
 def train(
@@ -41,10 +39,6 @@ def train(
     from t2im.training import run
 
     if folder is not None:
-        if what not in PARTS:
-            raise UsageError(
-                f'"{what}" is no part that can be trained by itself. Valid: {", ".join(PARTS)}, or only a FOLDER.'
-            )
         part = run.train_part(
             what,
             folder,

@@ -22,7 +22,7 @@ from t2im.data.images import read_image
 from t2im.devices import available_device
 from t2im.encoders.text import TextEncoder
 from t2im.encoders.vae import VAE
-from t2im.errors import BadImage, DataError, ModelError, UsageError
+from t2im.errors import BadImage, DataError, ModelError, UsageError, nearest
 from t2im.files import alone_in, require_writable
 from t2im.model import TextToImage
 from t2im.recipe import load_config
@@ -168,7 +168,7 @@ def train_part(
     """
     parts = {"vae": (train_vae, "vae"), "clip": (train_clip, "text_encoder")}
     if part not in parts:
-        raise UsageError(f'"{part}" cannot be trained by itself. Valid: {", ".join(parts)}.')
+        raise UsageError(f'"{part}" cannot be trained by itself{nearest(part, parts)}. Valid: {", ".join(parts)}.')
     function, name = parts[part]
     output = require_writable(output)
     config = load_config(recipe, settings=settings)
