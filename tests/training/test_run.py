@@ -231,3 +231,12 @@ def test_heldout_images_are_never_trained_on(folder, encoders, tmp_path):
     run = quick(folder, tmp_path / "out", steps=1, **encoders)
     data = t2im.load(run.model).facts.data
     assert (data["train"], data["heldout"]) == (len(train_set), len(heldout))
+
+
+def test_as_many_checkpoints_stay_as_the_settings_say(folder, encoders, tmp_path):
+    settings = (*SETTINGS, "training.checkpoint_epochs=1", "training.keep_checkpoints=2")
+    quick(folder, tmp_path / "out", epochs=4, settings=settings, **encoders)
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.pt")) == [
+        "checkpoint_epoch_3.pt",
+        "checkpoint_epoch_4.pt",
+    ]

@@ -21,7 +21,7 @@ class Checkpoints:
     The writer must write atomically and verify; the reader must raise ModelError for anything that is not sound.
     """
 
-    def __init__(self, folder: Path, write: Writer, read: Reader, *, name: str = "checkpoint", keep: int = 3) -> None:
+    def __init__(self, folder: Path, write: Writer, read: Reader, *, name: str = "checkpoint", keep: int = 2) -> None:
         self.folder = folder
         self._write, self._read = write, read
         self._name, self._keep = name, keep

@@ -98,7 +98,7 @@ def train(
     """
     output = require_writable(output)
     with alone_in(output, "training there"), Report(output, name="t2im", quiet=quiet) as report:
-        checkpoints = Checkpoints(output, write_unet_checkpoint, read_unet_checkpoint)
+        checkpoints = _checkpoints(output)
         newest = _newest(checkpoints, resume)
         given = bool(recipe or settings or seed is not None)
         config = load_config(recipe, settings=settings) if given or newest is None else _config_of(newest)
@@ -132,6 +132,7 @@ def train(
         )
         about = {"encoders": encoders, **_about(folder, store, data, newest, report.say)}
         task = DenoiserTask(store, data.train, data.heldout, chosen_vae, text, config, about)
+        checkpoints = _checkpoints(output, keep=config.training.keep_checkpoints)
         progress = _fit_unet(task, config, checkpoints, where, resume=newest is not None, quiet=quiet)
         model = None
         if progress.finished:
@@ -336,6 +337,10 @@ def _about(
         },
         "summary": {},
     }
+
+
+def _checkpoints(output: Path, keep: int = 2) -> Checkpoints:
+    return Checkpoints(output, write_unet_checkpoint, read_unet_checkpoint, keep=keep)
 
 
 def _newest(checkpoints: Checkpoints, resume: bool) -> dict[str, Any] | None:
