@@ -84,10 +84,10 @@ def test_there_is_an_arrow_for_every_skip(unet):
 
 def test_every_style_has_a_colour_for_day_and_night(unet):
     svg = architecture_svg(unet)
-    used = {element.get("class") for element in ElementTree.fromstring(svg).iter() if element.get("class")}
+    used = {element.get("class") for element in ElementTree.fromstring(svg).iter() if element.get("class")} - {"t2im"}
     day, night = svg[svg.index("<style>") : svg.index("</style>")].split("@media (prefers-color-scheme: dark)")
     for sheet in (day, night):
-        assert used <= set(re.findall(r"\.([a-z-]+)", sheet))
+        assert used <= set(re.findall(r"^\.t2im \.([a-z-]+) {", sheet, re.MULTILINE))
 
 
 def test_everything_lies_on_the_page_and_no_two_boxes_of_parts_overlap(unet):

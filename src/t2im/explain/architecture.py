@@ -34,7 +34,7 @@ LIGHT, DARK = (
         "total": f"fill: {ink}; font-size: 16px; font-weight: 600",
         "size": f"fill: {ink}; font-size: 16px; font-weight: 700",
         "name": f"fill: {ink}; font-size: 13px; font-weight: 600",
-        "detail, .count, .block, .note": f"fill: {muted}; font-size: 12px",
+        **dict.fromkeys(("detail", "count", "block", "note"), f"fill: {muted}; font-size: 12px"),
         "flow": f"stroke: {ink}; stroke-width: 1.5",
         "flow-head": f"fill: {ink}",
         "skip": f"stroke: {muted}; stroke-width: 1.5; stroke-dasharray: 5 4",

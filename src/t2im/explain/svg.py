@@ -29,6 +29,7 @@ class Drawing:
                 "height": size[1],
                 "viewBox": f"0 0 {size[0]} {size[1]}",
                 "role": "img",
+                "class": "t2im",
                 "font-family": FONT,
             },
         )
@@ -72,4 +73,5 @@ class Drawing:
 
 
 def _rule(style: str, declarations: str) -> str:
-    return f".{style} {{{declarations}}}\n"
+    # Only below a drawing of ours: inside an HTML page, such as a notebook, a style sheet holds for the whole page.
+    return f".t2im .{style} {{{declarations}}}\n"
