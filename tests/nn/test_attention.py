@@ -85,6 +85,16 @@ def test_upcasting_means_scores_in_fp32_even_under_autocast(monkeypatch, upcast,
     torch.testing.assert_close(unpatched.float(), exact, atol=0.02, rtol=0.02)
 
 
+def test_upcasting_never_casts_down():
+    torch.manual_seed(4)
+    plain, upcast = (Attention(8, 8, heads=2, upcast=upcast).double() for upcast in (False, True))
+    upcast.load_state_dict(plain.state_dict())
+    tokens = torch.randn(2, 5, 8, dtype=torch.float64)
+    torch.testing.assert_close(
+        upcast(tokens, upcast.keys_values(tokens)), plain(tokens, plain.keys_values(tokens)), atol=1e-14, rtol=0
+    )
+
+
 def test_geglu_gates_one_half_of_the_projection_by_the_other():
     geglu = GEGLU(3, 5)
     tokens = torch.randn(2, 4, 3)

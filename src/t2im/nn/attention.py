@@ -73,10 +73,10 @@ class Attention(nn.Module):
         if not self.upcast:
             return F.scaled_dot_product_attention(query, key, value, bias)
         # SD 2.1 wants scores in fp32, since its own overflow in fp16; autocast would cast them back.
-        kind = query.device.type
+        kind, dtype = query.device.type, torch.promote_types(query.dtype, torch.float32)
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
-            bias = None if bias is None else bias.float()
-            mixture = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), bias)
+            bias = None if bias is None else bias.to(dtype)
+            mixture = F.scaled_dot_product_attention(query.to(dtype), key.to(dtype), value.to(dtype), bias)
         return mixture.to(query.dtype)
 
 

@@ -75,7 +75,11 @@ class AttentionPooling(nn.Module):
             projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projected in (self.q_proj(asker), self.k_proj(answers), self.v_proj(answers))
         )
-        return F.scaled_dot_product_attention(query, key, value).flatten(1)
+        scale = query.shape[-1] ** -0.25  # on both sides: a large sum scaled afterwards could overflow in fp16
+        scores = (query * scale) @ (key * scale).mT
+        weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        answer: Tensor = weights.to(value.dtype) @ value
+        return answer.flatten(1)
 
 
 class TextTimeEmbedding(nn.Module):
