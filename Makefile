@@ -39,11 +39,13 @@ clean: ## Remove the environment and the tools' caches; pictures, data and runs 
 
 # The files below are stamps: pip runs again only when what is to be installed has changed.
 .venv/installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP_INSTALL) --editable .
+	@echo "installing into .venv: some minutes the first time, for torch is large"
+	@$(PIP_INSTALL) --editable .
 	@touch $@
 
 .venv/installed-for-tests: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP_INSTALL) --editable '.[test]'
+	@echo "installing into .venv: some minutes the first time, for torch is large"
+	@$(PIP_INSTALL) --editable '.[test]'
 	@touch .venv/installed $@
 
 $(BIN)/python:
