@@ -1,10 +1,8 @@
 """How does a folder become a model? The whole way: read, split, encoders, cache, UNet, model folder."""
 
 import hashlib
-import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +10,13 @@ from typing import Any
 import torch
 
 from t2im import cache
-from t2im.batches import Indices, Store, split
+from t2im.batches import Store
 from t2im.card import ModelFacts
 from t2im.config import Config, parse_settings
-from t2im.content import hashes_of_files
-from t2im.data import captions
-from t2im.data.captions import Example
-from t2im.data.images import read_image
 from t2im.devices import available_device
 from t2im.encoders.text import TextEncoder
 from t2im.encoders.vae import VAE
-from t2im.errors import BadImage, DataError, ModelError, UsageError, nearest
+from t2im.errors import ModelError, UsageError, nearest
 from t2im.files import alone_in, require_writable
 from t2im.model import TextToImage
 from t2im.recipe import load_config
@@ -32,6 +26,7 @@ from t2im.training.denoiser import DenoiserTask, known_captions, read_unet_check
 from t2im.training.encoders import ENCODERS, keep_encoders, train_clip, train_vae
 from t2im.training.loop import Budget, Plan, Progress, fit
 from t2im.training.report import Report
+from t2im.training.split import Split, read_split
 
 Say = Callable[[str], None]
 
@@ -50,25 +45,6 @@ class Run:
     steps: int
     epochs: int
     finished: bool
-
-
-@dataclass(frozen=True)
-class Split:
-    """The examples of a folder, divided by the content of their images."""
-
-    examples: list[Example]
-    train: Indices
-    heldout: Indices
-
-    @property
-    def for_training(self) -> list[Example]:
-        """The examples to learn from."""
-        return [self.examples[index] for index in self.train.tolist()]
-
-    @property
-    def held_out(self) -> list[Example]:
-        """The examples to judge by."""
-        return [self.examples[index] for index in self.heldout.tolist()]
 
 
 def train(
@@ -188,45 +164,6 @@ def train_part(
         quiet=quiet,
     )
     return output / ENCODERS / name if trained else None
-
-
-def read_split(folder: str | Path, config: Config, output: Path, say: Say, *, check_images: bool) -> Split:
-    """Read a folder's captions, look at every image if asked, and divide the examples.
-
-    Raises: DataError for captions or images that cannot be used.
-    """
-    examples = captions.read(folder, skip_missing=config.data.skip_missing)
-    if check_images:
-        examples = readable(examples, config, say)
-    content = hashes_of_files([example.path for example in examples], output / "cache" / "files")
-    train_set, heldout = split(content, config.data.heldout)
-    if not len(train_set):
-        raise DataError(f"{folder}: no image is left to train on. Add images, or lower data.heldout.")
-    say(f"data: {len(examples)} images, {len(train_set)} to train on, {len(heldout)} held out")
-    return Split(examples, train_set, heldout)
-
-
-def readable(examples: Sequence[Example], config: Config, say: Say) -> list[Example]:
-    """Decode every image once; return the examples whose images are sound.
-
-    Raises: BadImage for the first that is not, unless data.skip_bad leaves such images out (each is named).
-    """
-
-    def fault(example: Example) -> BadImage | None:
-        try:
-            read_image(example.path, resolution=config.data.resolution, background=config.data.background)
-        except BadImage as error:
-            return error
-        return None
-
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        faults = list(threads.map(fault, examples))
-    bad = [error for error in faults if error is not None]
-    if bad and not config.data.skip_bad:
-        raise BadImage(f"{bad[0]} ({len(bad)} such images; t2im data check names them all)" if len(bad) > 1 else bad[0])
-    for error in bad:
-        say(f"left out: {error}")
-    return [example for example, error in zip(examples, faults, strict=True) if error is None]
 
 
 def fitted(config: Config, vae: VAE, text_encoder: TextEncoder) -> Config:
