@@ -19,6 +19,11 @@ from t2im.model import TextToImage
 BUILTIN = Path(__file__).parents[1] / "src" / "t2im" / "builtin"
 NAME = "t2im-emoji"
 LICENSE = "apache-2.0"
+DATA = {
+    "artwork": "Noto Emoji (Apache-2.0), Fluent Emoji and Fluent Emoji Flat (MIT), Twemoji (CC-BY-4.0)",
+    "names": "emojibase-data (MIT)",
+}
+"""What every model of `make builtin` learned from, with the licences that stay on it."""
 LARGEST = 40 * 10**6
 """Bytes; the package carries the model to every machine, needed or not."""
 
@@ -31,7 +36,8 @@ def install(source: Path, target: Path, *, attribution: Path | None = None, larg
     Raises: ModelError if the model is too large or does not draw; then nothing has changed.
     """
     model = TextToImage.load(source)
-    model = replace(model, facts=model.facts.model_copy(update={"name": NAME, "license": LICENSE}))
+    data = {**model.facts.data, **DATA}
+    model = replace(model, facts=model.facts.model_copy(update={"name": NAME, "license": LICENSE, "data": data}))
     with tempfile.TemporaryDirectory() as temporary:
         folder = model.save(Path(temporary) / "model", dtype="float16")
         if attribution is not None:
