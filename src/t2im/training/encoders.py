@@ -6,7 +6,8 @@ next command over the same output.
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -88,8 +89,11 @@ def train_clip(
     progress = _fit(task, config, folder, device=device, seed=seed, resume=resume, quiet=quiet)
     if not progress.finished:
         return None
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of one small file; the run has its own report
     clip = task.model.eval().requires_grad_(False)
-    with atomic_folder(folder / "clip") as temporary:
+    with atomic_folder(folder / "clip") as temporary, _without_bars():
         clip.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     encoder = text_part(clip, tokenizer, config.text.padding)
@@ -126,6 +130,20 @@ def save_text_encoder(encoder: TextEncoder, output: Path) -> None:
         for part in ("tokenizer", "text_encoder"):
             with atomic_folder(output / ENCODERS / part) as temporary:
                 shutil.copytree(Path(whole) / part, temporary, dirs_exist_ok=True)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Let transformers write weights without a progress bar of its own, which would break into ours or into silence."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _fit(
