@@ -240,3 +240,21 @@ def test_as_many_checkpoints_stay_as_the_settings_say(folder, encoders, tmp_path
         "checkpoint_epoch_3.pt",
         "checkpoint_epoch_4.pt",
     ]
+
+
+def test_a_small_folder_holds_out_a_tenth_at_most_and_none_if_asked(tmp_path):
+    from t2im.training.split import read_split
+
+    folder = tmp_path / "grey"
+    folder.mkdir()
+    for shade in range(120):
+        Image.new("L", (16, 16), shade).save(folder / f"{shade}.png")
+        (folder / f"{shade}.txt").write_text("a grey square")
+    said = []
+    data = [
+        read_split(
+            folder, load_config(settings=(f"data.heldout={share}",)), tmp_path / "out", said.append, check_images=False
+        )
+        for share in (0.02, 0.0)
+    ]
+    assert 4 <= len(data[0].heldout) <= 24 and len(data[1].heldout) == 0

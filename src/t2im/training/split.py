@@ -17,6 +17,10 @@ from t2im.errors import BadImage, DataError
 Say = Callable[[str], None]
 
 
+FEWEST_HELD_OUT = 24
+"""Images that are held out of a small folder, unless they are more than a tenth of it."""
+
+
 @dataclass(frozen=True)
 class Split:
     """The examples of a folder, divided by the content of their images."""
@@ -45,7 +49,10 @@ def read_split(folder: str | Path, config: Config, output: Path, say: Say, *, ch
     if check_images:
         examples = readable(examples, config, say)
     content = hashes_of_files([example.path for example in examples], output / "cache" / "files")
-    train_set, heldout = split(content, config.data.heldout)
+    share = config.data.heldout
+    if share:  # of a few hundred images, 2 % would be too few to tell anything
+        share = max(share, min(0.1, FEWEST_HELD_OUT / len(examples)))
+    train_set, heldout = split(content, share)
     if not len(train_set):
         raise DataError(f"{folder}: no image is left to train on. Add images, or lower data.heldout.")
     say(f"data: {len(examples)} images, {len(train_set)} to train on, {len(heldout)} held out")
