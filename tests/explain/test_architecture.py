@@ -82,12 +82,17 @@ def test_there_is_an_arrow_for_every_skip(unet):
     assert heads["skip-head"] == sum(len(block.resnets) for block in unet.up_blocks)
 
 
-def test_every_style_has_a_colour_for_day_and_night(unet):
-    svg = architecture_svg(unet)
-    used = {element.get("class") for element in ElementTree.fromstring(svg).iter() if element.get("class")} - {"t2im"}
-    day, night = svg[svg.index("<style>") : svg.index("</style>")].split("@media (prefers-color-scheme: dark)")
-    for sheet in (day, night):
-        assert used <= set(re.findall(r"^\.t2im \.([a-z-]+) {", sheet, re.MULTILINE))
+def test_every_element_has_a_colour_for_day_and_night(unet):
+    root = ElementTree.fromstring(architecture_svg(unet))
+    night = re.findall(r"^\.t2im \.([a-z-]+) {(.*)}$", root.find(f"{SVG}style").text, re.MULTILINE)
+    by_night = {style: dict(rule.split(": ") for rule in rules.split("; ")) for style, rules in night}
+    for element in root.iter():
+        if element.tag in (f"{SVG}rect", f"{SVG}text", f"{SVG}path", f"{SVG}polygon"):
+            by_day = {name: element.get(name) for name in ("fill", "stroke") if element.get(name)}
+            assert by_day.keys() == by_night[element.get("class")].keys()
+            assert all(
+                by_day[name] != by_night[element.get("class")][name] for name in by_day if by_day[name] != "none"
+            )
 
 
 def test_everything_lies_on_the_page_and_no_two_boxes_of_parts_overlap(unet):

@@ -7,11 +7,15 @@ import pytest
 from t2im.explain.svg import Drawing
 
 SVG = "{http://www.w3.org/2000/svg}"
+LIGHT, DARK = (
+    {"page": {"fill": page}, "note": {"fill": ink, "font-size": "9"}, "flow": {"stroke": ink}, "head": {"fill": ink}}
+    for page, ink in (("#fff", "#111"), ("#000", "#eee"))
+)
 
 
 @pytest.fixture
 def drawing():
-    return Drawing(30, 20.5, "a <page>", light={"page": "fill: #fff"}, dark={"page": "fill: #000"})
+    return Drawing(30, 20.5, "a <page>", light=LIGHT, dark=DARK)
 
 
 def test_what_is_written_comes_back_unchanged(drawing):
@@ -36,6 +40,11 @@ def test_an_arrow_ends_at_the_last_point_and_opens_backwards(drawing, end):
     assert [(side > 0) - (side < 0) for side in back] == [(side > 0) - (side < 0) for side in along]
 
 
-def test_day_comes_before_night(drawing):
-    style = ElementTree.fromstring(str(drawing)).find(f"{SVG}style").text
-    assert style.index("#fff") < style.index("prefers-color-scheme: dark") < style.index("#000")
+def test_a_viewer_without_style_sheets_sees_the_day_and_others_may_see_the_night(drawing):
+    drawing.text(1, 2, "words", "note")
+    root = ElementTree.fromstring(str(drawing))
+    assert root.find(f"{SVG}rect").get("fill") == "#fff"
+    assert root.find(f"{SVG}text").get("font-size") == "9"
+    sheet = root.find(f"{SVG}style").text
+    assert "prefers-color-scheme: dark" in sheet
+    assert ".t2im .note {fill: #eee}" in sheet

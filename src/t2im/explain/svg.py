@@ -1,7 +1,8 @@
 """How is a drawing written down that is sharp at every size and readable by day and by night?
 
-As SVG with classes instead of colours: one style sheet holds the colours of both, and the reader's own setting chooses.
-A viewer that knows no such setting takes the first. The background is part of the drawing, so it can stand on any page.
+As SVG. Every element carries its colours by day, so any viewer shows it; and a class, by which a style sheet gives it its
+colours by night wherever the reader has asked for a dark page. The background is part of the drawing, so it can stand
+on any page.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,16 +10,17 @@ from xml.etree import ElementTree
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif"
 
+Styles = Mapping[str, Mapping[str, str]]
+"""The SVG attributes of each class: colours, lines and letters."""
+
 
 class Drawing:
     """An SVG under construction; lengths are in pixels at its natural size, y grows downwards."""
 
-    def __init__(
-        self, width: float, height: float, title: str, *, light: Mapping[str, str], dark: Mapping[str, str]
-    ) -> None:
+    def __init__(self, width: float, height: float, title: str, *, light: Styles, dark: Styles) -> None:
         """Begin with a page of the class "page".
 
-        title: what a screen reader says. light, dark: the CSS declarations of each class.
+        title: what a screen reader says. light, dark: the SVG attributes of each class, by day and by night.
         """
         size = f"{width:g}", f"{height:g}"
         self._svg = ElementTree.Element(
@@ -34,11 +36,9 @@ class Drawing:
             },
         )
         ElementTree.SubElement(self._svg, "title").text = title
-        by_night = "".join(_rule(*rule) for rule in dark.items())
-        by_day = "".join(_rule(*rule) for rule in light.items())
-        ElementTree.SubElement(
-            self._svg, "style"
-        ).text = f"\n{by_day}@media (prefers-color-scheme: dark) {{\n{by_night}}}\n"
+        night = "".join(_rule(style, attributes) for style, attributes in dark.items())
+        ElementTree.SubElement(self._svg, "style").text = f"\n@media (prefers-color-scheme: dark) {{\n{night}}}\n"
+        self._light = light
         self.box(0, 0, width, height, "page", radius=14)
 
     def box(self, x: float, y: float, width: float, height: float, style: str, *, radius: float = 7) -> None:
@@ -54,7 +54,7 @@ class Drawing:
     def line(self, points: Sequence[tuple[float, float]], style: str, *, arrow: str | None = None) -> None:
         """Draw straight lines through points; arrow: the class of a head at the last one."""
         path = "M" + " L".join(f"{x:g} {y:g}" for x, y in points)
-        self._add("path", style, {"d": path, "fill": "none"})
+        self._add("path", style, {"d": path})
         if arrow is not None:
             (x0, y0), (x, y) = points[-2:]
             along = max(abs(x - x0), abs(y - y0)) or 1
@@ -69,9 +69,11 @@ class Drawing:
         return ElementTree.tostring(self._svg, encoding="unicode") + "\n"
 
     def _add(self, tag: str, style: str, attributes: dict[str, str]) -> ElementTree.Element:
-        return ElementTree.SubElement(self._svg, tag, {"class": style, **attributes})
+        return ElementTree.SubElement(self._svg, tag, {"class": style, **self._light[style], **attributes})
 
 
-def _rule(style: str, declarations: str) -> str:
+def _rule(style: str, attributes: Mapping[str, str]) -> str:
+    """Return a rule of CSS with the colours, which is all that changes at night."""
+    colours = "; ".join(f"{name}: {attributes[name]}" for name in ("fill", "stroke") if name in attributes)
     # Only below a drawing of ours: inside an HTML page, such as a notebook, a style sheet holds for the whole page.
-    return f".t2im .{style} {{{declarations}}}\n"
+    return f".t2im .{style} {{{colours}}}\n"
