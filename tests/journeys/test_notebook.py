@@ -1,4 +1,7 @@
-"""The course runs as it stands: no cell fails or warns, the loss falls, and what is written out equals the package."""
+"""The course runs as it stands: no cell fails or warns, the loss falls, and what is written out equals the package.
+
+The notebook is committed with its outputs. After a change: jupyter execute --inplace KahabMiniGenT2Im.ipynb
+"""
 
 import ast
 import re
@@ -21,7 +24,11 @@ def executed(tmp_path_factory):
         if cell.cell_type == "code":
             cell.outputs = []
     client = NotebookClient(
-        notebook, timeout=1200, startup_timeout=300, resources={"metadata": {"path": str(folder)}}, record_timing=False
+        notebook,
+        timeout=1200,
+        startup_timeout=300,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(folder)}},
     )
     places = {"TMPDIR": str(folder), "IPYTHONDIR": str(folder), "MPLCONFIGDIR": str(folder), "HF_HUB_OFFLINE": "1"}
     with pytest.MonkeyPatch.context() as environment:
@@ -94,6 +101,12 @@ def test_no_output_names_a_place_on_somebodys_machine(notebook):
 def test_the_file_is_small_and_sound(notebook):
     nbformat.validate(notebook)
     assert len(nbformat.writes(notebook)) < LARGEST
+
+
+def test_the_committed_outputs_are_of_one_run_from_top_to_bottom():
+    cells = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert [output for cell in cells for output in cell.outputs if output.output_type == "error"] == []
 
 
 def test_cells_are_short():
