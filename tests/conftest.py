@@ -36,11 +36,12 @@ def build_model():
     import torch
 
     from t2im.card import ModelFacts
-    from t2im.config import CLIPConfig, SamplingConfig, ScheduleConfig, UNetConfig, VAEConfig
+    from t2im.config import SamplingConfig, ScheduleConfig
     from t2im.diffusion.schedule import Schedule
     from t2im.encoders.text import new_clip, text_part, train_tokenizer
     from t2im.encoders.vae import VAE, new_vae
     from t2im.model import TextToImage
+    from t2im.networks import CLIPConfig, UNetConfig, VAEConfig
     from t2im.nn.unet import ConditionalUNet
 
     unet = UNetConfig(

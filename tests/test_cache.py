@@ -15,13 +15,14 @@ from PIL import Image
 from t2im import blocks, cache
 from t2im.blocks import CacheRebuilt
 from t2im.cache import ImageSkipped, build
-from t2im.config import CLIPConfig, DataConfig, VAEConfig
+from t2im.config import DataConfig
 from t2im.data.captions import Example
 from t2im.data.images import read_image, read_images
 from t2im.encoders.text import PromptTooLong, new_clip, text_part, train_tokenizer
 from t2im.encoders.vae import VAE, new_vae
 from t2im.errors import BadImage, DataError, ModelError, T2IMError
 from t2im.files import alone_in, sha256_of_folder
+from t2im.networks import CLIPConfig, VAEConfig
 from t2im.seeds import seed_for
 
 CONFIG = DataConfig(resolution=14)

@@ -7,12 +7,13 @@ import torch
 from PIL import ImageChops
 
 from t2im import model as model_module
-from t2im.config import SamplingConfig, ScheduleConfig, VAEConfig
+from t2im.config import SamplingConfig, ScheduleConfig
 from t2im.encoders.text import PromptTooLong
 from t2im.encoders.vae import VAE, new_vae
 from t2im.errors import ConfigError, ModelError, SamplingError, UsageError
 from t2im.infotext import read_settings
 from t2im.model import TextToImage
+from t2im.networks import VAEConfig
 from t2im.nn.unet import ConditionalUNet
 from t2im.picture import Picture
 from t2im.request import Request

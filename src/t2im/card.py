@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from t2im.config import SamplingConfig, Settings
+from t2im.config import SamplingConfig
+from t2im.settings import Settings
 
 
 class ModelFacts(Settings):

@@ -16,10 +16,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from t2im.config import Config, parse_settings
+from t2im.config import Config
 from t2im.errors import ConfigError, ModelError, nearest
 from t2im.files import atomic_path, sha256_of_file, write_text
 from t2im.nn.unet import ConditionalUNet
+from t2im.settings import parse_settings
 
 FORMAT = "t2im-checkpoint"
 SCHEMA = 1

@@ -1,115 +1,19 @@
-"""Which knobs are there? The one tree of settings, and the only place where defaults live.
+"""Which knobs are there? The one tree of settings; with `networks.py`, the only place where defaults live.
 
 The same tree has three spellings: Python (`UNetConfig(block_out_channels=(64, 128))`), a TOML recipe (`[unet]`,
 `block_out_channels = [64, 128]`) and the command line (`--set unet.block_out_channels=[64,128]`); `recipe.py` puts them
 together. The resolved tree travels in every checkpoint.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from t2im.errors import ConfigError, nearest
+from t2im.networks import CLIPConfig, UNetConfig, VAEConfig
+from t2im.settings import Fraction, NotNegative, Positive, PositiveFloat, Settings
 
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
-DownBlock = Literal["DownBlock2D", "CrossAttnDownBlock2D"]
-UpBlock = Literal["UpBlock2D", "CrossAttnUpBlock2D"]
-Group = TypeVar("Group", bound="Settings")
-
-
-class Settings(BaseModel):
-    """What all groups share: frozen, strict about unknown names, documented by the text under each field."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
-
-
-class UNetConfig(Settings):
-    """The denoiser. Keys and meanings are those of diffusers' `UNet2DConditionModel`, so its config.json is ours."""
-
-    sample_size: Positive | tuple[Positive, Positive] | None = 16
-    """Native size of the latents: one number for height and width, or both; None where it is not known."""
-    in_channels: Positive = 4
-    """Latent channels going in."""
-    out_channels: Positive = 4
-    """Latent channels coming out."""
-    down_block_types: tuple[DownBlock, ...] = ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
-    """One per level, from fine to coarse."""
-    mid_block_type: Literal["UNetMidBlock2DCrossAttn"] = "UNetMidBlock2DCrossAttn"
-    """The block at the coarsest level."""
-    up_block_types: tuple[UpBlock, ...] = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
-    """One per level, from coarse to fine."""
-    block_out_channels: Annotated[tuple[Positive, ...], Field(min_length=1)] = (64, 96, 128)
-    """Channels of each level, from fine to coarse."""
-    layers_per_block: Positive | tuple[Positive, ...] = 1
-    """Residual blocks of each level on the way down (one more on the way up)."""
-    transformer_layers_per_block: Positive | tuple[Positive, ...] = 1
-    """Transformer blocks behind each residual block that has attention."""
-    attention_head_dim: Positive | tuple[Positive, ...] = 4
-    """The NUMBER of heads of each level: diffusers keeps this misnomer for its old files, and so must we."""
-    cross_attention_dim: Positive = 256
-    """Width of the text's hidden states."""
-    use_linear_projection: bool = True
-    """Project into a transformer by a linear layer (SD 2) or by a 1x1 convolution (SD 1)."""
-    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
-    """Time enters a residual block by addition, or as scale and shift after the norm."""
-    addition_embed_type: Literal["text"] | None = None
-    """"text": the text's attention-pooled states are added to the time embedding."""
-    addition_embed_type_num_heads: Positive = 64
-    """Heads of that pooling; must divide cross_attention_dim."""
-    norm_num_groups: Positive = 8
-    """Groups of each GroupNorm; at least 8 channels per group run fast on a CPU."""
-    norm_eps: PositiveFloat = 1e-5
-    """Epsilon of the residual blocks' GroupNorm."""
-    flip_sin_to_cos: bool = True
-    """Order of the sinusoidal embedding: cosines first, as in Stable Diffusion."""
-    freq_shift: NotNegative = 0
-    """Shift in the sinusoid's frequency exponent."""
-    dropout: Fraction = 0.0
-    """Dropout inside residual blocks."""
-    upcast_attention: bool = False
-    """Compute attention scores in fp32 (SD 2.1 has it on); no change of weights."""
-
-    def per_level(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
-        """Spread a setting given once over all levels."""
-        return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
-
-    @model_validator(mode="after")
-    def _levels_agree(self) -> Self:
-        levels = len(self.block_out_channels)
-        for name in (
-            "down_block_types",
-            "up_block_types",
-            "layers_per_block",
-            "transformer_layers_per_block",
-            "attention_head_dim",
-        ):
-            value = getattr(self, name)
-            if isinstance(value, tuple) and len(value) != levels:
-                raise ValueError(f"{name} has {len(value)} entries, but block_out_channels has {levels}")
-        for channels in self.block_out_channels:
-            if channels % self.norm_num_groups:
-                raise ValueError(
-                    f"block_out_channels {channels} is no multiple of norm_num_groups {self.norm_num_groups}"
-                )
-        heads = self.per_level(self.attention_head_dim)
-        for level, channels in enumerate(self.block_out_channels):
-            blocks = (self.down_block_types[level], self.up_block_types[levels - 1 - level])
-            attends = level == levels - 1 or any(block.startswith("CrossAttn") for block in blocks)
-            if attends and heads[level] > channels:
-                raise ValueError(
-                    f"attention_head_dim (heads) {heads[level]} is more than block_out_channels {channels}"
-                )
-        if self.addition_embed_type == "text" and self.cross_attention_dim % self.addition_embed_type_num_heads:
-            raise ValueError(
-                f"cross_attention_dim {self.cross_attention_dim} is no multiple of "
-                f"addition_embed_type_num_heads {self.addition_embed_type_num_heads}"
-            )
-        return self
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
+OptimizerName = Literal["adamw", "adamw8bit", "adafactor", "lion", "muon", "schedule_free"]
 
 
 class ScheduleConfig(Settings):
@@ -123,8 +27,6 @@ class ScheduleConfig(Settings):
     """beta at t = 0."""
     beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.012
     """beta at t = T - 1."""
-    prediction_type: PredictionType = "epsilon"
-    """What the UNet predicts: the noise, the velocity, or the clean latents."""
     rescale_betas_zero_snr: bool = False
     """Make the last timestep pure noise (Lin et al. 2023); impossible with epsilon."""
     timestep_spacing: Literal["leading", "trailing", "linspace"] = "trailing"
@@ -135,11 +37,6 @@ class ScheduleConfig(Settings):
     def _combination_is_possible(self) -> Self:
         if self.beta_end <= self.beta_start:
             raise ValueError(f"beta_end {self.beta_end} must be larger than beta_start {self.beta_start}")
-        if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
-            raise ValueError(
-                "epsilon cannot be combined with rescale_betas_zero_snr: at the last timestep the input is "
-                "pure noise, so the noise tells nothing about the picture; use v_prediction"
-            )
         if self.rescale_betas_zero_snr and self.timestep_spacing != "trailing":
             raise ValueError(
                 'rescale_betas_zero_snr needs timestep_spacing = "trailing", or sampling would never '
@@ -150,69 +47,28 @@ class ScheduleConfig(Settings):
         return self
 
 
-class VAEConfig(Settings):
-    """The autoencoder trained here; keys are those of diffusers' `AutoencoderKL`."""
+class ObjectiveConfig(Settings):
+    """What the UNet learns, at which noise levels, and how much each of them counts."""
 
-    latent_channels: Positive = 4
-    """Channels of the latents."""
-    block_out_channels: tuple[Positive, ...] = (16, 32, 64)
-    """Channels of each level; every level but the last halves the side, so three levels make latents 4x smaller."""
-    layers_per_block: Positive = 1
-    """Residual blocks of each level."""
-    norm_num_groups: Positive = 4
-    """Groups of each GroupNorm."""
-    mid_block_add_attention: bool = False
-    """Self-attention at the coarsest level."""
-
-    @property
-    def downscale(self) -> int:
-        """How many pixels one latent cell is wide."""
-        return int(2 ** (len(self.block_out_channels) - 1))
-
-    @model_validator(mode="after")
-    def _groups_divide(self) -> Self:
-        for channels in self.block_out_channels:
-            if channels % self.norm_num_groups:
-                raise ValueError(
-                    f"block_out_channels {channels} is no multiple of norm_num_groups {self.norm_num_groups}"
-                )
-        return self
-
-
-class CLIPConfig(Settings):
-    """The text encoder trained here, with the vision tower that teaches it; sizes of transformers' `CLIPModel`."""
-
-    vocab_size: Annotated[int, Field(ge=514)] = 4096
-    """Pieces of the byte-pair vocabulary learned from the captions; 514 of them are bytes and marks."""
-    context_length: Annotated[int, Field(ge=4)] = 32
-    """Tokens of a prompt, with start and end."""
-    width: Positive = 256
-    """Width of the text's hidden states: the UNet's cross_attention_dim."""
-    layers: Positive = 4
-    """Transformer layers of the text tower."""
-    heads: Positive = 4
-    """Attention heads of the text tower."""
-    vision_width: Positive = 192
-    """Width of the vision tower."""
-    vision_layers: Positive = 4
-    """Transformer layers of the vision tower."""
-    vision_heads: Positive = 3
-    """Attention heads of the vision tower."""
-    image_size: Positive = 64
-    """Pixels the vision tower looks at."""
-    patch_size: Positive = 8
-    """Pixels of one vision token."""
-    projection_dim: Positive = 256
-    """Width of the space where captions and images meet."""
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        for width, heads, name in ((self.width, self.heads, ""), (self.vision_width, self.vision_heads, "vision_")):
-            if width % heads:
-                raise ValueError(f"{name}width {width} is no multiple of {name}heads {heads}")
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
-        return self
+    type: PredictionType = "epsilon"
+    """What the UNet predicts: the noise, the velocity, the clean latents, or the rectified flow's direction. "flow" has
+    a noise path of its own, a straight line, and leaves the betas of `schedule` unused."""
+    timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"
+    """How often training visits each noise level: all alike, or the middle ones more often (Esser et al. 2024)."""
+    stratified: bool = False
+    """Spread the timesteps of neighbouring samples evenly instead of independently: same mean, calmer gradients."""
+    logit_mean: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    """Of "logit_normal": above 0 towards more noise."""
+    logit_std: PositiveFloat = 1.0
+    """Of "logit_normal": its spread."""
+    uniform_share: Fraction = 0.1
+    """Of "logit_normal": share of samples drawn uniformly all the same, so that no noise level is forgotten."""
+    loss_weighting: Literal["none", "min_snr", "debiased"] = "none"
+    """How much each noise level counts: by the plain loss of the target, by min-SNR-gamma or debiased."""
+    min_snr_gamma: PositiveFloat = 5.0
+    """gamma of "min_snr" (Hang et al. 2023)."""
+    min_loss_weight: Fraction = 0.05
+    """Floor under "min_snr" and "debiased" weights, for they vanish where SNR does, where sampling begins."""
 
 
 class TextConfig(Settings):
@@ -246,22 +102,37 @@ class OptimizationConfig(Settings):
 
     batch_size: Positive = 64
     """Samples of one optimizer step."""
+    gradient_accumulation_steps: Positive = 1
+    """Compute a step's samples in so many parts, one after the other, to need less memory; the step stays the same."""
+    optimizer: OptimizerName = "adamw"
+    """What turns gradients into steps; the best learning rate differs from one to the next."""
     learning_rate: PositiveFloat = 1e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     warmup_steps: NotNegative = 100
     """Steps over which the learning rate rises from 0."""
-    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    schedule: Literal["constant", "cosine", "linear", "inverse_sqrt", "warmup_stable_decay"] = "cosine"
     """What the learning rate does after the warm-up."""
+    decay_share: Fraction = 0.2
+    """Of "warmup_stable_decay": the last share of the run, over which the learning rate falls to 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled weight decay, on matrices only."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.99)
-    """AdamW's memory of the gradient and of its square."""
+    """The optimizer's memory of the gradient and of its square, where it has them."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9995
     """Decay of the moving average of the weights after its warm-up; 0 switches it off."""
     max_bad_steps: Positive = 10
     """Stop after this many non-finite steps in a row."""
+
+    @model_validator(mode="after")
+    def _parts_are_equal(self) -> Self:
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"batch_size {self.batch_size} is no multiple of gradient_accumulation_steps "
+                f"{self.gradient_accumulation_steps}"
+            )
+        return self
 
 
 class TrainingConfig(OptimizationConfig):
@@ -277,8 +148,21 @@ class TrainingConfig(OptimizationConfig):
     """The run's seed; all randomness derives from it."""
     caption_dropout: Fraction = 0.1
     """Share of samples trained with the empty caption, which guidance needs."""
-    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
-    """"auto": bf16 autocast on GPUs that have it, fp32 elsewhere; weights are always fp32."""
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """"auto": bf16 autocast on GPUs that have it, fp32 elsewhere; "fp16" adds a loss scaler. Weights are always fp32."""
+    gradient_checkpointing: bool = False
+    """Compute feature maps twice instead of keeping them: less memory, about a third slower."""
+    compile: bool = False
+    """Compile the UNet with torch.compile; where that fails the run says why and goes on without."""
+    channels_last: bool = False
+    """Keep feature maps with their channels innermost, as tensor cores and some CPUs like it."""
+    ema_sigmas: tuple[Annotated[float, Field(gt=0, lt=0.29)], ...] = ()
+    """Widths, as shares of the run, of power-function averages that are kept in snapshots; `t2im ema` makes any other
+    average of them afterwards. Two, such as (0.05, 0.10), are enough; none keeps no snapshots."""
+    ema_snapshots: Positive = 32
+    """Snapshots over the run."""
+    checkpoint_steps: NotNegative = 0
+    """Save a checkpoint every so many steps."""
     checkpoint_epochs: NotNegative = 0
     """Save a checkpoint every so many epochs; 0: about ten over the run."""
     checkpoint_minutes: PositiveFloat = 15.0
@@ -287,6 +171,10 @@ class TrainingConfig(OptimizationConfig):
     """How many checkpoints stay; older ones go only after a newer one was verified."""
     evaluations: Positive = 20
     """Held-out losses and previews over the run."""
+    preview_minutes: Annotated[float, Field(ge=0)] = 0.0
+    """Draw previews also after so many minutes; 0: at evaluations only."""
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    """Where numbers and previews go beside `metrics.jsonl`."""
     preview_prompts: tuple[str, ...] = ()
     """Prompts drawn at every evaluation; empty: four captions of the data."""
 
@@ -349,35 +237,19 @@ class Config(Settings):
     text: TextConfig = TextConfig()
     unet: UNetConfig = UNetConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
     sampling: SamplingConfig = SamplingConfig()
 
-
-def parse_settings(group: type[Group], values: Mapping[str, Any]) -> Group:
-    """Validate a mapping against a group of settings; one ConfigError names everything that is wrong with it."""
-    try:
-        return group.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError("; ".join(_explain(group, fault) for fault in error.errors())) from None
-
-
-def _explain(group: type[Settings], fault: Any) -> str:
-    *parents, name = [part for part in fault["loc"]] or [""]
-    where = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        valid = _fields(group, parents)
-        return f'setting "{where}" is unknown{nearest(str(name), valid)}. Valid here: {", ".join(valid)}'
-    message = fault["msg"].removeprefix("Value error, ")
-    return (
-        f"{where}: {message} (got {fault['input']!r})"
-        if isinstance(fault["input"], str | int | float)
-        else (f"{where}: {message}" if where else message)
-    )
-
-
-def _fields(group: type[Settings], parents: Iterable[Any]) -> list[str]:
-    for parent in parents:
-        annotation = group.model_fields[parent].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, Settings)
-        group = annotation
-    return sorted(group.model_fields)
+    @model_validator(mode="after")
+    def _objective_fits_schedule(self) -> Self:
+        if self.schedule.rescale_betas_zero_snr and self.objective.type == "epsilon":
+            raise ValueError(
+                "objective.type epsilon cannot be combined with schedule.rescale_betas_zero_snr: at the last timestep "
+                "the input is pure noise, so the noise tells nothing about the picture; use v_prediction"
+            )
+        if self.schedule.rescale_betas_zero_snr and self.objective.type == "flow":
+            raise ValueError(
+                "objective.type flow has no betas and ends at pure noise by itself; leave schedule.rescale_betas_zero_snr out"
+            )
+        return self

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from PIL.Image import Image
 
-from t2im.config import parse_settings
 from t2im.devices import available_device
 from t2im.errors import UsageError
 from t2im.files import numbered_path, require_writable
 from t2im.model import TextToImage
 from t2im.request import RANDOM, Request
+from t2im.settings import parse_settings
 
 
 def generate_images_direct(

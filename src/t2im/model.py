@@ -18,7 +18,7 @@ import torch
 from t2im import __version__
 from t2im.card import ModelFacts, model_card
 from t2im.checkpoint import config_of, read_checkpoint, recorded_checksum, weights_of
-from t2im.config import SamplingConfig, TextConfig, parse_settings
+from t2im.config import SamplingConfig, TextConfig
 from t2im.diffusion.sample import Step, sample
 from t2im.diffusion.schedule import Schedule, scheduler_name
 from t2im.encoders.text import TextEncoder
@@ -40,6 +40,7 @@ from t2im.model_folder import (
 from t2im.nn.unet import ConditionalUNet
 from t2im.picture import Picture, to_pil
 from t2im.request import RANDOM, Request, ResolvedRequest
+from t2im.settings import parse_settings
 from t2im.shapes import TextStates
 
 MOST_AT_ONCE = 16
@@ -113,7 +114,7 @@ class TextToImage:
             unet=ConditionalUNet.load(folder / "unet"),
             vae=VAE.load(folder, local_files_only=True),
             text_encoder=TextEncoder.load(folder, padding=description.text.padding, local_files_only=True),
-            schedule=Schedule(read_schedule(folder)),
+            schedule=Schedule(*read_schedule(folder)),
             sampling=description.sampling,
             facts=description.facts,
             sha256=description.checksums.get(UNET_WEIGHTS) or sha256_of_file(folder / UNET_WEIGHTS),
@@ -146,7 +147,7 @@ class TextToImage:
             unet=unet.eval().requires_grad_(False),
             vae=vae,
             text_encoder=text_encoder,
-            schedule=Schedule(config.schedule),
+            schedule=Schedule(config.schedule, config.objective.type),
             sampling=config.sampling,
             facts=parse_settings(ModelFacts, facts),
             sha256=recorded_checksum(path) or "",

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from t2im.card import ModelFacts
-from t2im.config import SamplingConfig, ScheduleConfig, Settings, TextConfig, parse_settings
+from t2im.config import ObjectiveConfig, PredictionType, SamplingConfig, ScheduleConfig, TextConfig
 from t2im.diffusion.schedule import SCHEDULERS
 from t2im.errors import ConfigError, ModelError, nearest
 from t2im.files import sha256_of_file, write_json
+from t2im.settings import Settings, parse_settings
 
 DESCRIPTION_FILE = "t2im.json"
 SCHEMA = 1
@@ -90,7 +91,7 @@ def read_description(folder: Path) -> Description:
     return description
 
 
-def read_schedule(folder: Path) -> ScheduleConfig:
+def read_schedule(folder: Path) -> tuple[ScheduleConfig, PredictionType]:
     """Return the noise schedule that a pipeline's scheduler was configured with.
 
     Raises: ModelError if there is none, or it is of a kind that we do not have.
@@ -99,11 +100,13 @@ def read_schedule(folder: Path) -> ScheduleConfig:
     if values.get("trained_betas") is not None:
         raise ModelError(f"{folder}/scheduler: trained_betas are not supported.")
     try:
-        return parse_settings(
+        schedule = parse_settings(
             ScheduleConfig, {key: values[key] for key in ScheduleConfig.model_fields if key in values}
         )
+        objective = parse_settings(ObjectiveConfig, {"type": values.get("prediction_type", "epsilon")})
     except ConfigError as error:
         raise ModelError(f"{folder}/scheduler: {error}") from None
+    return schedule, objective.type
 
 
 def model_index(scheduler_class: str) -> dict[str, Any]:

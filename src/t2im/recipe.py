@@ -12,8 +12,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from t2im.config import Config, parse_settings
+from t2im.config import Config
 from t2im.errors import ConfigError, nearest
+from t2im.settings import parse_settings
 
 
 def recipe_names() -> list[str]:

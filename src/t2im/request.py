@@ -5,8 +5,9 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from t2im.config import Fraction, Positive, SamplingConfig, Settings
+from t2im.config import SamplingConfig
 from t2im.seeds import LARGEST_SEED
+from t2im.settings import Fraction, Positive, Settings
 
 RANDOM = -1
 """The seed that asks for any seed; it is replaced by a number as soon as possible, and that number is kept."""

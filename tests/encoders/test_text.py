@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers.models.clip.modeling_clip import CLIPTextModel
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-from t2im.config import CLIPConfig
 from t2im.encoders.text import PromptTooLong, TextEncoder, new_clip, text_part, train_tokenizer
 from t2im.errors import ModelError, UsageError
+from t2im.networks import CLIPConfig
 
 CAPTIONS = [
     f"a {colour} {thing} on the {place}"

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from t2im.config import VAEConfig
 from t2im.encoders.vae import VAE, Posterior, latent_statistics, new_vae, psnr, whitened
 from t2im.errors import ModelError, UsageError
+from t2im.networks import VAEConfig
 
 CONFIG = VAEConfig(latent_channels=3, block_out_channels=(4, 8), norm_num_groups=2)
 WEIGHTS = "diffusion_pytorch_model.safetensors"

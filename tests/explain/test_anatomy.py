@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from t2im.config import UNetConfig
 from t2im.explain.anatomy import anatomy
+from t2im.networks import UNetConfig
 from t2im.nn.unet import ConditionalUNet
 
 ONE_LEVEL = UNetConfig(

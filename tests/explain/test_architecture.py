@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from t2im.config import UNetConfig
 from t2im.explain.anatomy import anatomy
 from t2im.explain.architecture import WIDTH, architecture_svg
+from t2im.networks import UNetConfig
 from t2im.nn.unet import ConditionalUNet
 from t2im.recipe import load_config
 

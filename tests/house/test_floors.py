@@ -10,7 +10,20 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "t2im"
-GROUND = ("errors", "config", "recipe", "files", "seeds", "blocks", "content", "infotext", "request", "card")
+GROUND = (
+    "errors",
+    "settings",
+    "networks",
+    "config",
+    "recipe",
+    "files",
+    "seeds",
+    "blocks",
+    "content",
+    "infotext",
+    "request",
+    "card",
+)
 MATHEMATICS = ("shapes", "devices", "nn", "diffusion")
 WORLD = ("data", "encoders", "batches", "cache", "picture", "checkpoint", "model_folder", "model", "direct")
 JOBS = ("training", "explain")  # they do not know each other

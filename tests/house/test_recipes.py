@@ -25,7 +25,7 @@ def test_every_recipe_gives_a_model_that_can_be_built(recipe):
     side = config.data.resolution // config.vae.downscale
     assert unet.latent_shape == (config.vae.latent_channels, side, side)
     assert config.unet.cross_attention_dim == config.clip.width
-    Schedule(config.schedule).scheduler(config.sampling.scheduler)
+    Schedule(config.schedule, config.objective.type).scheduler(config.sampling.scheduler)
 
 
 def test_every_recipe_says_what_it_is_for(recipe):

@@ -3,8 +3,8 @@ import json
 import pytest
 import torch
 
-from t2im.config import UNetConfig
 from t2im.errors import ConfigError, ModelError
+from t2im.networks import UNetConfig
 from t2im.nn.folder import DIFFUSERS_DEFAULTS, from_diffusers_config, to_diffusers_config
 from t2im.nn.unet import ConditionalUNet
 

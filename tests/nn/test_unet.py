@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from t2im.config import UNetConfig
 from t2im.errors import ConfigError, UsageError
+from t2im.networks import UNetConfig
 from t2im.nn.unet import ConditionalUNet, PreparedContext
 from t2im.shapes import TextStates
 

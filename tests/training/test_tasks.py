@@ -4,9 +4,10 @@ import pytest
 import torch
 from PIL import Image
 
-from t2im.config import CLIPConfig, DataConfig, VAEConfig, VAETrainingConfig
+from t2im.config import DataConfig, VAETrainingConfig
 from t2im.data.captions import Example
 from t2im.encoders.text import train_tokenizer
+from t2im.networks import CLIPConfig, VAEConfig
 from t2im.training.discriminator import Judge
 from t2im.training.tasks import CLIPTask, ImageBatches, VAETask, contrastive_loss
 

@@ -64,11 +64,11 @@ def generate(
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from t2im import __version__
-    from t2im.config import parse_settings
     from t2im.devices import available_device
     from t2im.diffusion.sample import Step
     from t2im.model import TextToImage
     from t2im.request import Request
+    from t2im.settings import parse_settings
 
     values = {
         "prompts": tuple(prompts),

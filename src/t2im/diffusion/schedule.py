@@ -25,7 +25,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from t2im.config import ScheduleConfig
+from t2im.config import PredictionType, ScheduleConfig
 from t2im.errors import UsageError, nearest
 from t2im.shapes import Latents, PerSample, Timesteps
 
@@ -40,8 +40,9 @@ class Schedule:
     [0.9991, 0.2763, 0.0047]
     """
 
-    def __init__(self, config: ScheduleConfig) -> None:
+    def __init__(self, config: ScheduleConfig, prediction_type: PredictionType = "epsilon") -> None:
         self.config = config
+        self.prediction_type = prediction_type
         betas = _betas(config)
         alphas_cumprod = torch.cumprod(1 - betas, dim=0)
         self.betas = betas.float()
@@ -76,13 +77,15 @@ class Schedule:
 
     def target(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
         """Return what the UNet shall predict, by `prediction_type`: the noise, the velocity or the clean latents."""
-        match self.config.prediction_type:
+        match self.prediction_type:
             case "epsilon":
                 return noise
             case "v_prediction":
                 return self.velocity(latents, noise, timesteps)
             case "sample":
                 return latents
+            case "flow":
+                raise NotImplementedError
 
     def pred_original_sample(self, prediction: Latents, noisy: Latents, timesteps: Timesteps) -> Latents:
         """Return the clean latents x_0 that a prediction at x_t = `noisy` implies.
@@ -90,13 +93,15 @@ class Schedule:
         epsilon: (x_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar)      v: sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) v
         """
         alpha, sigma = self._alpha_sigma(timesteps, noisy)
-        match self.config.prediction_type:
+        match self.prediction_type:
             case "epsilon":
                 return (noisy - sigma * prediction) / alpha
             case "v_prediction":
                 return alpha * noisy - sigma * prediction
             case "sample":
                 return prediction
+            case "flow":
+                raise NotImplementedError
 
     def noise_from(self, prediction: Latents, noisy: Latents, timesteps: Timesteps) -> Latents:
         """Return the noise eps that a prediction at x_t = `noisy` implies.
@@ -104,13 +109,15 @@ class Schedule:
         v: sqrt(1 - alpha_bar) x_t + sqrt(alpha_bar) v        sample: (x_t - sqrt(alpha_bar) x_0) / sqrt(1 - alpha_bar)
         """
         alpha, sigma = self._alpha_sigma(timesteps, noisy)
-        match self.config.prediction_type:
+        match self.prediction_type:
             case "epsilon":
                 return prediction
             case "v_prediction":
                 return sigma * noisy + alpha * prediction
             case "sample":
                 return (noisy - alpha * prediction) / sigma
+            case "flow":
+                raise NotImplementedError
 
     def scheduler(self, name: str) -> "Scheduler":
         """Build one of diffusers' schedulers from the settings the model was trained with, never from its defaults.
@@ -123,7 +130,7 @@ class Schedule:
         """
         name = scheduler_name(name)
         sampler = SCHEDULERS[name]
-        if self.config.prediction_type == "sample" and not sampler.takes_sample_prediction:
+        if self.prediction_type == "sample" and not sampler.takes_sample_prediction:
             raise UsageError(
                 f'scheduler "{name}" cannot run a model that predicts "sample"; use ddim, ddpm or dpm++2m.'
             )
@@ -135,7 +142,12 @@ class Schedule:
         if self.config.rescale_betas_zero_snr and "rescale_betas_zero_snr" not in known:
             raise UsageError(f'scheduler "{name}" cannot run zero terminal SNR; use ddim, ddpm, euler or dpm++2m.')
         # LCM picks its timesteps from a grid this fine; it was distilled on 50, our models on all.
-        settings = {**self.config.model_dump(), **_STABLE_DIFFUSION, "original_inference_steps": len(self)}
+        settings = {
+            **self.config.model_dump(),
+            "prediction_type": self.prediction_type,
+            **_STABLE_DIFFUSION,
+            "original_inference_steps": len(self),
+        }
         scheduler: Scheduler = scheduler_class(**{key: value for key, value in settings.items() if key in known})
         return scheduler
 

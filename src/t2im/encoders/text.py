@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 
-from t2im.config import CLIPConfig
 from t2im.encoders.folders import first_line, locate, part_of, require_complete, sha256_of_weights
 from t2im.errors import ModelError, UsageError
 from t2im.files import atomic_path
+from t2im.networks import CLIPConfig
 from t2im.shapes import TextStates
 
 if TYPE_CHECKING:

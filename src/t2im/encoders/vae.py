@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from t2im.config import VAEConfig
 from t2im.encoders.folders import first_line, locate, part_of, require_complete, sha256_of_weights
 from t2im.errors import ModelError, UsageError
+from t2im.networks import VAEConfig
 from t2im.shapes import Images, Latents, PerSample
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from t2im.config import UNetConfig
 from t2im.errors import ConfigError, ModelError, nearest
 from t2im.files import atomic_path, write_json
+from t2im.networks import UNetConfig
 
 CLASS_NAME = "UNet2DConditionModel"
 CONFIG_FILE = "config.json"

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from t2im.config import UNetConfig
 from t2im.errors import ConfigError, UsageError
+from t2im.networks import UNetConfig
 from t2im.nn.attention import Transformer2DModel, attention_bias
 from t2im.nn.blocks import BlockContext, DownBlock2D, UNetMidBlock2DCrossAttn, UpBlock2D, layers
 from t2im.nn.embeddings import TextTimeEmbedding, TimestepEmbedding, sinusoidal_embedding

@@ -47,7 +47,7 @@ class DenoiserTask:
         torch.manual_seed(seed_for(self._seed, 0, "initial weights of the UNet"))
         self.model = ConditionalUNet(config.unet)
         self.examples = len(train)
-        self.schedule = Schedule(config.schedule)
+        self.schedule = Schedule(config.schedule, config.objective.type)
         self._store, self._train, self._config, self._about = store, train, config, dict(about)
         self._vae, self._text_encoder = vae, text_encoder
         self._heldout = HeldOut(store, heldout, self.schedule, self._seed) if len(heldout) else None

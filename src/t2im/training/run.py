@@ -12,7 +12,7 @@ import torch
 from t2im import cache
 from t2im.batches import Store
 from t2im.card import ModelFacts
-from t2im.config import Config, parse_settings
+from t2im.config import Config
 from t2im.devices import available_device
 from t2im.encoders.text import TextEncoder
 from t2im.encoders.vae import VAE
@@ -20,6 +20,7 @@ from t2im.errors import ModelError, UsageError, nearest
 from t2im.files import alone_in, require_writable
 from t2im.model import TextToImage
 from t2im.recipe import load_config
+from t2im.settings import parse_settings
 from t2im.training.checkpoint import Checkpoints
 from t2im.training.choice import text_encoder_for, vae_for
 from t2im.training.denoiser import DenoiserTask, known_captions, read_unet_checkpoint, write_unet_checkpoint
@@ -237,7 +238,7 @@ def _save_model(
         "hardware": torch.cuda.get_device_name()
         if device.type == "cuda"
         else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-        "prediction_type": config.schedule.prediction_type,
+        "prediction_type": config.objective.type,
         "seed": config.training.seed,
         **{name: round(value, 5) for name, value in progress.evaluation.items()},
     }

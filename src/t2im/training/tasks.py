@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from t2im.batches import examples_at
-from t2im.config import CLIPConfig, DataConfig, VAEConfig, VAETrainingConfig
+from t2im.config import DataConfig, VAETrainingConfig
 from t2im.data.captions import Example
 from t2im.data.images import read_images
 from t2im.encoders.text import new_clip
 from t2im.encoders.vae import new_vae, psnr
+from t2im.networks import CLIPConfig, VAEConfig
 from t2im.picture import grid, to_pil
 from t2im.seeds import seed_for
 from t2im.shapes import Images, Latents
