@@ -14,6 +14,7 @@ GROUND = (
     "errors",
     "settings",
     "networks",
+    "migrate",
     "config",
     "recipe",
     "files",
