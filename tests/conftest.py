@@ -76,7 +76,7 @@ def build_model():
             unet=ConditionalUNet(unet).eval().requires_grad_(False),
             vae=VAE(new_vae(vae, 16).eval().requires_grad_(False)),
             text_encoder=text_part(new_clip(clip, tokenizer).eval().requires_grad_(False), tokenizer, padding),
-            schedule=Schedule(schedule or ScheduleConfig()),
+            schedule=schedule or Schedule(ScheduleConfig()),
             sampling=SamplingConfig(num_inference_steps=3, guidance_scale=3.0, scheduler=scheduler),
             facts=ModelFacts(name="tiny", captions=CAPTIONS, training={"steps": 7}, latents={"mean": [0.5]}),
         )

@@ -71,7 +71,7 @@ def test_noised_latents_follow_the_schedule():
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_the_target_is_the_one_of_the_prediction_type(prediction_type):
-    schedule = Schedule(ScheduleConfig(prediction_type=prediction_type))
+    schedule = Schedule(ScheduleConfig(), prediction_type)
     latents = normal(3, 2, 5, 7)
     noised = objective.noise(latents, [0, 1, 2], schedule, seed=3)
     assert torch.equal(noised.target, schedule.target(latents, noised.noise, noised.timesteps))

@@ -12,9 +12,9 @@ from t2im.errors import SamplingError, UsageError
 from t2im.shapes import TextStates
 
 SHAPE = (2, 5, 7)
-SCHEDULE = Schedule(ScheduleConfig(timestep_spacing="leading"))
 RUNNABLE = [name for name in SCHEDULERS if name != "lms" or importlib.util.find_spec("scipy")]
-ZERO_SNR = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+LEADING, ZERO_SNR = ScheduleConfig(timestep_spacing="leading"), ScheduleConfig(rescale_betas_zero_snr=True)
+SCHEDULE = Schedule(LEADING)
 
 
 def prompts(count, seed=0):
@@ -99,11 +99,12 @@ def test_the_first_noise_is_the_generators_first():
 
 @pytest.mark.parametrize("name", RUNNABLE)
 @pytest.mark.parametrize(
-    "options", [{"timestep_spacing": "leading"}, {}, ZERO_SNR], ids=["leading", "trailing", "zero"]
+    "schedule",
+    [Schedule(LEADING), Schedule(ScheduleConfig()), Schedule(ZERO_SNR, "v_prediction")],
+    ids=["leading", "trailing", "zero"],
 )
-def test_steps_tell_what_happened(name, options):
-    schedule = Schedule(ScheduleConfig(**options))
-    if options is ZERO_SNR and name in ("heun", "pndm", "deis", "lms"):
+def test_steps_tell_what_happened(name, schedule):
+    if schedule.config is ZERO_SNR and name in ("heun", "pndm", "deis", "lms"):
         return  # refused, see test_schedule.py
     recorder = Recorder()
     steps = draw(recorder, schedule, scheduler=name)

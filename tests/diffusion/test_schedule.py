@@ -14,7 +14,7 @@ from t2im.errors import UsageError
 
 BETA_SCHEDULES = ("scaled_linear", "linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-ZERO_SNR = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+ZERO_SNR = ScheduleConfig(rescale_betas_zero_snr=True)
 RUNNABLE = [name for name in SCHEDULERS if name != "lms" or importlib.util.find_spec("scipy")]
 
 
@@ -54,7 +54,7 @@ def test_cosine_table_is_the_squared_cosine():
 
 
 def test_zero_terminal_snr_ends_in_pure_noise_and_keeps_the_start():
-    plain, rescaled = Schedule(ScheduleConfig()), Schedule(ScheduleConfig(**ZERO_SNR))
+    plain, rescaled = Schedule(ScheduleConfig()), Schedule(ZERO_SNR, "v_prediction")
     assert plain.alphas_cumprod[-1] == pytest.approx(0.00466, abs=1e-5)
     assert rescaled.alphas_cumprod[-1] == 0
     assert rescaled.snr(torch.tensor([999])) == 0
@@ -110,7 +110,7 @@ def test_velocity_is_the_speed_along_the_arc():
 )
 @settings(max_examples=60, deadline=None)
 def test_a_perfect_prediction_gives_back_picture_and_noise(prediction_type, beta_schedule, timestep, seed):
-    schedule = Schedule(ScheduleConfig(prediction_type=prediction_type, beta_schedule=beta_schedule))
+    schedule = Schedule(ScheduleConfig(beta_schedule=beta_schedule), prediction_type)
     latents = normal(1, 2, 3, 5, seed=seed, dtype=torch.float64)
     noise = normal(1, 2, 3, 5, seed=seed + 1, dtype=torch.float64)
     t = torch.tensor([timestep])
@@ -123,7 +123,7 @@ def test_a_perfect_prediction_gives_back_picture_and_noise(prediction_type, beta
 @settings(max_examples=30, deadline=None)
 def test_all_prediction_types_say_the_same(timestep, seed):
     # A wrong prediction too: whatever the UNet says, translated to another type it implies the same picture and noise.
-    by_type = {kind: Schedule(ScheduleConfig(prediction_type=kind)) for kind in PREDICTION_TYPES}
+    by_type = {kind: Schedule(ScheduleConfig(), kind) for kind in PREDICTION_TYPES}
     noisy, velocity = (normal(1, 2, 3, 5, seed=seed + i, dtype=torch.float64) for i in (0, 1))
     t = torch.tensor([timestep])
     x_0 = by_type["v_prediction"].pred_original_sample(velocity, noisy, t)
@@ -135,14 +135,14 @@ def test_all_prediction_types_say_the_same(timestep, seed):
 
 def test_target_is_what_its_name_says():
     latents, noise, t = normal(1, 2, 3, 5), normal(1, 2, 3, 5, seed=1), torch.tensor([500])
-    assert Schedule(ScheduleConfig(prediction_type="epsilon")).target(latents, noise, t) is noise
-    assert Schedule(ScheduleConfig(prediction_type="sample")).target(latents, noise, t) is latents
-    schedule = Schedule(ScheduleConfig(prediction_type="v_prediction"))
+    assert Schedule(ScheduleConfig(), "epsilon").target(latents, noise, t) is noise
+    assert Schedule(ScheduleConfig(), "sample").target(latents, noise, t) is latents
+    schedule = Schedule(ScheduleConfig(), "v_prediction")
     assert torch.equal(schedule.target(latents, noise, t), schedule.velocity(latents, noise, t))
 
 
 def test_velocity_is_invertible_where_there_is_no_signal():
-    schedule = Schedule(ScheduleConfig(**ZERO_SNR))
+    schedule = Schedule(ZERO_SNR, "v_prediction")
     latents, noise, t = normal(1, 2, 3, 5), normal(1, 2, 3, 5, seed=1), torch.tensor([999])
     noisy, target = schedule.add_noise(latents, noise, t), schedule.target(latents, noise, t)
     assert torch.equal(noisy, noise)
@@ -195,15 +195,15 @@ def test_schedulers_are_built_from_the_training_settings(name):
         beta_start=0.001,
         beta_end=0.02,
         beta_schedule="linear",
-        prediction_type="v_prediction",
         timestep_spacing="leading",
     )
-    schedule = Schedule(config)
+    schedule = Schedule(config, "v_prediction")
     scheduler = schedule.scheduler(name)
     built = scheduler.config
     assert {key: built[key] for key in config.model_dump() if key in built} == {
         key: value for key, value in config.model_dump().items() if key in built
     }
+    assert built["prediction_type"] == "v_prediction"
     assert built.get("timestep_spacing", "leading") == "leading"
     assert built["steps_offset"] == 1
     assert not built.get("clip_sample", False)
@@ -219,7 +219,7 @@ def test_each_call_builds_a_fresh_scheduler():
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_zero_terminal_snr_runs_rescaled_or_not_at_all(name):
-    schedule = Schedule(ScheduleConfig(**ZERO_SNR))
+    schedule = Schedule(ZERO_SNR, "v_prediction")
     if name in ("heun", "pndm", "deis", "lms"):
         with pytest.raises(UsageError, match=f'"{name}" cannot run zero terminal SNR'):
             schedule.scheduler(name)
@@ -230,7 +230,7 @@ def test_zero_terminal_snr_runs_rescaled_or_not_at_all(name):
 @pytest.mark.parametrize("name", ["euler_a", "pndm"])
 def test_samplers_that_cannot_take_a_picture_prediction_say_so(name):
     with pytest.raises(UsageError, match=f'"{name}" cannot run a model that predicts "sample"'):
-        Schedule(ScheduleConfig(prediction_type="sample")).scheduler(name)
+        Schedule(ScheduleConfig(), "sample").scheduler(name)
 
 
 def test_lms_without_scipy_says_what_to_install(monkeypatch):

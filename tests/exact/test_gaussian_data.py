@@ -19,7 +19,7 @@ from t2im.shapes import TextStates
 MEAN, STD = 0.7, 0.5
 NOBODY = TextStates(torch.zeros(1, 1, 1))
 RUNNABLE = [name for name in SCHEDULERS if name != "lms" or importlib.util.find_spec("scipy")]
-ZERO_SNR = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+ZERO_SNR = ScheduleConfig(rescale_betas_zero_snr=True)
 
 
 def start():
@@ -37,7 +37,7 @@ def exact_denoiser(schedule, mean=MEAN, std=STD):
         surprise = (noisy.double() - a.sqrt() * mean) / (a * std**2 + 1 - a)
         noise, x_0 = (1 - a).sqrt() * surprise, mean + a.sqrt() * std**2 * surprise
         prediction = {"epsilon": noise, "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * x_0, "sample": x_0}
-        return prediction[schedule.config.prediction_type].float()
+        return prediction[schedule.prediction_type].float()
 
     return denoise
 
@@ -52,8 +52,8 @@ def figures(steps):
     return steps[-1].latents.mean().item(), steps[-1].latents.std().item()
 
 
-def trailing(**options):
-    return Schedule(ScheduleConfig(timestep_spacing="trailing", **options))
+def trailing(prediction_type="epsilon"):
+    return Schedule(ScheduleConfig(timestep_spacing="trailing"), prediction_type)
 
 
 def affine_ddim(schedule, timesteps, eta=0.0):
@@ -109,7 +109,7 @@ def test_prediction_types_are_one_model_in_three_languages(name, prediction_type
     if prediction_type == "sample" and not SCHEDULERS[name].takes_sample_prediction:
         return
     reference = draw(trailing(), scheduler=name, num_inference_steps=20)
-    steps = draw(trailing(prediction_type=prediction_type), scheduler=name, num_inference_steps=20)
+    steps = draw(trailing(prediction_type), scheduler=name, num_inference_steps=20)
     torch.testing.assert_close(steps[-1].latents, reference[-1].latents, rtol=0, atol=1e-3)
 
 
@@ -149,18 +149,26 @@ def test_from_the_true_start_the_mean_is_the_datas(name):
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "euler", "euler_a", "dpm++2m", "unipc"])
 def test_zero_terminal_snr_mends_the_mean(name):
-    schedule = Schedule(ScheduleConfig(**ZERO_SNR))
+    schedule = Schedule(ZERO_SNR, "v_prediction")
     mean, std = figures(draw(schedule, scheduler=name, num_inference_steps=100))
     assert mean == pytest.approx(MEAN, abs=0.006 if name in STOCHASTIC else 0.001)
     assert std == pytest.approx(ARRIVALS[name][1], abs=0.008 if name in STOCHASTIC else 0.003)
 
 
-@pytest.mark.parametrize("options", [{}, {"timestep_spacing": "trailing"}, {"beta_schedule": "linear"}, ZERO_SNR])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Schedule(ScheduleConfig(timestep_spacing="leading")),
+        Schedule(ScheduleConfig()),
+        Schedule(ScheduleConfig(beta_schedule="linear")),
+        Schedule(ZERO_SNR, "v_prediction"),
+    ],
+    ids=["leading", "trailing", "linear", "zero"],
+)
 @pytest.mark.parametrize("name", RUNNABLE)
-def test_a_sure_denoiser_is_foreseen_rightly_at_every_step(name, options):
+def test_a_sure_denoiser_is_foreseen_rightly_at_every_step(name, schedule):
     # All data are one picture, so every prediction implies exactly that picture, wherever the sampler stands.
-    schedule = Schedule(ScheduleConfig(**options))
-    if options is ZERO_SNR and name in ("heun", "pndm", "deis", "lms"):
+    if schedule.config is ZERO_SNR and name in ("heun", "pndm", "deis", "lms"):
         return
     steps = draw(schedule, exact_denoiser(schedule, std=0.0), scheduler=name, num_inference_steps=11)
     for step in steps:

@@ -94,9 +94,7 @@ def test_given_latents_and_all_options_mean_the_same(unet, name):
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "euler", "euler_a", "dpm++2m", "unipc"])
 def test_zero_terminal_snr_too(unet, name):
-    schedule = Schedule(
-        ScheduleConfig(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")
-    )
+    schedule = Schedule(ScheduleConfig(rescale_betas_zero_snr=True), "v_prediction")
     stock, ours = both(unet, schedule, name)
     torch.testing.assert_close(ours, stock, rtol=0, atol=1e-4)
 
