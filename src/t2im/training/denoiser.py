@@ -50,7 +50,7 @@ class DenoiserTask:
         self.schedule = Schedule(config.schedule, config.objective.type)
         self._store, self._train, self._config, self._about = store, train, config, dict(about)
         self._vae, self._text_encoder = vae, text_encoder
-        self._heldout = HeldOut(store, heldout, self.schedule, self._seed) if len(heldout) else None
+        self._heldout = HeldOut(store, heldout, self.schedule) if len(heldout) else None
         self._prompts = list(config.training.preview_prompts) or preview_captions(store, heldout, train)
         self._previewed = text_encoder(self._prompts), text_encoder([""])
 
@@ -65,10 +65,10 @@ class DenoiserTask:
         return objective.loss(prediction, noised), {}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Return the loss on the fixed held-out grid, or nothing where no images were held out."""
+        """Return what the fixed exam on held-out images measures, or nothing where no images were held out."""
         if self._heldout is None:
             return {}
-        return {"heldout_loss": self._heldout.loss(model, next(model.parameters()).device)}
+        return self._heldout.measure(model, next(model.parameters()).device)
 
     def preview(self, model: nn.Module, path: Path) -> None:
         """Draw the preview prompts with the model's own sampler and defaults, always from the same noise."""
