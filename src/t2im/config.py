@@ -114,6 +114,8 @@ class OptimizationConfig(Settings):
     """What the learning rate does after the warm-up."""
     decay_share: Fraction = 0.2
     """Of "warmup_stable_decay": the last share of the run, over which the learning rate falls to 0."""
+    reference_steps: Positive = 1000
+    """Of "inverse_sqrt": the step from which the learning rate falls."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled weight decay, on matrices only."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.99)
@@ -131,6 +133,15 @@ class OptimizationConfig(Settings):
             raise ValueError(
                 f"batch_size {self.batch_size} is no multiple of gradient_accumulation_steps "
                 f"{self.gradient_accumulation_steps}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _learning_rate_falls_once(self) -> Self:
+        if self.optimizer == "schedule_free" and self.schedule != "constant":
+            raise ValueError(
+                f'optimizer schedule_free averages the weights in place of schedule "{self.schedule}"; '
+                'set schedule = "constant" with it'
             )
         return self
 
