@@ -36,7 +36,8 @@ def build(folder, *, flip=False, masked=False):
     text.append(digests(*words), states)
     rows = np.array([words.index(caption) for captions in CAPTIONS for caption in captions])
     views = np.arange(10).reshape(5, 2)[:, : 2 if flip else 1]
-    store = Store(examples, digests(*"abcde"), latents, views, text, rows, words.index(""), masked=masked)
+    sizes = 10 * np.arange(20, dtype=np.int32).reshape(5, 4) + 1
+    store = Store(examples, digests(*"abcde"), latents, views, text, rows, words.index(""), masked=masked, sizes=sizes)
     return store, words
 
 
@@ -195,4 +196,14 @@ def test_an_example_without_captions_is_refused(tmp_path):
     store, _ = build(tmp_path)
     bare = [*store.examples[:-1], Example(tmp_path / "bare.png", ())]
     with pytest.raises(DataError, match=r"bare\.png has no caption"):
-        Store(bare, store.content, store._latents, store._views, store._text, np.arange(7), 0, masked=False)
+        Store(
+            bare,
+            store.content,
+            store._latents,
+            store._views,
+            store._text,
+            np.arange(7),
+            0,
+            masked=False,
+            sizes=store.sizes,
+        )

@@ -1,14 +1,14 @@
 """Which examples make the next training batch, and with which chances?
 
 Nothing here has a state. Sample number i of a run (0, 1, 2, ... over all epochs) names its example by a permutation of
-its epoch, and its flip, caption, caption dropout and latent noise by hashes of (seed, i, purpose). So a run that goes on
+its epoch, and its flip, caption, dropouts and latent noise by hashes of (seed, i, purpose). So a run that goes on
 at sample k is the run that never stopped.
 """
 
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -74,6 +74,12 @@ def split(content: Keys, fraction: float) -> tuple[Indices, Indices]:
     return np.flatnonzero(~heldout), np.flatnonzero(heldout)
 
 
+def _dropped(samples: list[int], seed: int, purpose: str, share: float) -> NDArray[np.bool_]:
+    """Draw for each sample whether it goes without something."""
+    draws = np.array([seed_for(seed, sample, purpose) for sample in samples], dtype=np.int64)
+    return draws < share * LARGEST_SEED
+
+
 class Store:
     """The cached examples: posteriors of their images, states of their captions; made by `cache.build`."""
 
@@ -88,11 +94,13 @@ class Store:
         empty_row: int,
         *,
         masked: bool,
+        sizes: NDArray[np.int32],
     ) -> None:
         """Tie examples to rows of two tables.
 
         content: (n,) the images' hashes. views: (n, 1 or 2) rows of an image's posterior and of its mirror image's.
         caption_rows: the rows of all captions of all examples in turn. masked: states are of the captions' own pieces.
+        sizes: (n, 4) how each image came to its size, as `ImageSizes`.
         """
         bare = next((example.path for example in examples if not example.captions), None)
         if bare is not None:
@@ -103,6 +111,7 @@ class Store:
         self._text, self._caption_rows, self._empty_row = text, caption_rows, empty_row
         self._first_caption = np.cumsum([0] + [len(example.captions) for example in examples], dtype=np.int64)
         self._masked = masked
+        self.sizes = sizes
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -137,11 +146,12 @@ class Store:
         seed: int,
         start: int = 0,
         caption_dropout: float = 0.0,
+        size_dropout: float = 1.0,
         examples: Indices | None = None,
     ) -> Iterator[Batch]:
         """Yield batches without end, from sample number `start` of the run on; epochs follow each other without a gap.
 
-        examples: the indices to train on, all if not given.
+        examples: the indices to train on, all if not given. The dropouts are those of `batch`.
 
         Raises: UsageError, if there are no examples or batch_size is not positive.
         """
@@ -150,12 +160,21 @@ class Store:
             raise UsageError(
                 f"batches of {batch_size} from {len(chosen)} examples, start {start}: all must be positive."
             )
-        return self._batches(chosen, batch_size, seed, start, caption_dropout)
+        return self._batches(chosen, batch_size, seed, start, caption_dropout, size_dropout)
 
     def batch(
-        self, example_indices: Indices, sample_indices: Indices, seed: int, caption_dropout: float = 0.0
+        self,
+        example_indices: Indices,
+        sample_indices: Indices,
+        seed: int,
+        caption_dropout: float = 0.0,
+        size_dropout: float = 1.0,
     ) -> Batch:
-        """Return given examples under the chances of given sample numbers; equal arguments give equal batches."""
+        """Return given examples under the chances of given sample numbers; equal arguments give equal batches.
+
+        caption_dropout: share of samples with the empty caption. size_dropout: share of samples of whose image's
+        original size nothing is said; a UNet without `size_conditioning` hears of none, which is 1.
+        """
         example_indices, sample_indices = np.asarray(example_indices), np.asarray(sample_indices)
         samples = sample_indices.tolist()
         views = self._views[example_indices]
@@ -163,20 +182,24 @@ class Store:
             mirrored = np.array([seed_for(seed, sample, "flip") % 2 for sample in samples], dtype=np.int64)
             views = np.take_along_axis(views, mirrored[:, None], axis=1)
         posterior = self._posterior(views[:, 0])
+        text = self._states(self._caption_choice(example_indices, samples, seed, caption_dropout))
+        if size_dropout < 1:
+            told = ~_dropped(samples, seed, "size_dropout", size_dropout)
+            text = replace(text, sizes=torch.from_numpy(self.sizes[example_indices] * told[:, None]))
         return Batch(
             latents=posterior.sample(draw_noise(posterior.mean.shape[1:], samples, seed, "posterior")),
-            text=self._states(self._caption_choice(example_indices, samples, seed, caption_dropout)),
+            text=text,
             sample_indices=torch.from_numpy(sample_indices.astype(np.int64)),
             example_indices=torch.from_numpy(example_indices.astype(np.int64)),
         )
 
     def _batches(
-        self, chosen: Indices, batch_size: int, seed: int, start: int, caption_dropout: float
+        self, chosen: Indices, batch_size: int, seed: int, start: int, caption_dropout: float, size_dropout: float
     ) -> Iterator[Batch]:
         for first in itertools.count(start, batch_size):
             sample_indices = np.arange(first, first + batch_size, dtype=np.int64)
             shown = chosen[examples_at(sample_indices, len(chosen), seed)]
-            yield self.batch(shown, sample_indices, seed, caption_dropout)
+            yield self.batch(shown, sample_indices, seed, caption_dropout, size_dropout)
 
     def _posterior(self, rows: Rows) -> Posterior:
         moments = torch.from_numpy(np.stack(self._latents.take(rows))).float()
@@ -188,8 +211,7 @@ class Store:
         draws = np.array([seed_for(seed, sample, "caption") for sample in samples], dtype=np.int64)
         rows = self._caption_rows[first + draws % count]
         if dropout:
-            drops = np.array([seed_for(seed, sample, "caption_dropout") for sample in samples], dtype=np.int64)
-            rows = np.where(drops < dropout * LARGEST_SEED, self._empty_row, rows)
+            rows = np.where(_dropped(samples, seed, "caption_dropout", dropout), self._empty_row, rows)
         return rows
 
     def _states(self, rows: Rows) -> TextStates:

@@ -3,7 +3,8 @@
 The encoders are frozen, so what they say about an image or a caption never changes. `build` asks them once for each and
 keeps the answers: of an image its posterior's mean and log-variance, so that its latents can still be drawn anew in
 every epoch (the moments, not one sample); of a caption its hidden states. Keys are content hashes, folders are named by
-encoder and transform: what is found is right, what has changed is simply not found and is computed again.
+encoder and transform: what is found is right, what has changed is simply not found and is computed again. Beside them
+stays how large each image was, for networks that are told of it.
 """
 
 import hashlib
@@ -18,18 +19,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from t2im.batches import Store
 from t2im.blocks import CacheRebuilt, Keys, Table, Writer
 from t2im.config import DataConfig
 from t2im.content import digests, hashes_of_files
 from t2im.data.captions import Example
-from t2im.data.images import read_image
+from t2im.data.images import centre_square, original_size, read_image
 from t2im.encoders.text import PromptTooLong, TextEncoder
 from t2im.encoders.vae import VAE
 from t2im.errors import BadImage, DataError, T2IMError
 from t2im.files import alone_in, require_writable, sha256_of_file, write_json
 
+SIZES_FORMAT = 1
 FORMAT = 1  # raised when the meaning of the files, or what data/images.py does to an image, changes
 PIXELS_AT_ONCE = 2**18  # the size of an encoder's batch: 64 images of 64x64
 PROMPTS_AT_ONCE = 64
@@ -71,17 +74,52 @@ def build(
         text = _table(folder, "text", {"text_encoder": text_encoder.sha256})
         captions = [caption for example in examples for caption in example.captions] + [""]
         _encode_captions(captions, text, text_encoder, report)
+        if bad:
+            kept = [index for index in range(len(examples)) if index not in bad]
+            if not kept:
+                raise DataError(
+                    f"none of the {len(examples)} images can be read. Check them with: t2im data check FOLDER"
+                )
+            examples, content = [examples[index] for index in kept], content[kept]
+        originals = _measure_images(examples, content, _table(folder, "sizes", {"format": SIZES_FORMAT}))
 
-    if bad:
-        kept = [index for index in range(len(examples)) if index not in bad]
-        if not kept:
-            raise DataError(f"none of the {len(examples)} images can be read. Check them with: t2im data check FOLDER")
-        examples, content = [examples[index] for index in kept], content[kept]
     rows = text.find(_caption_keys([caption for example in examples for caption in example.captions] + [""]))
     views = np.stack([latents.find(keys) for keys in _views(content, config)], axis=1)
     return Store(
-        examples, content, latents, views, text, rows[:-1], int(rows[-1]), masked=text_encoder.padding == "mask"
+        examples,
+        content,
+        latents,
+        views,
+        text,
+        rows[:-1],
+        int(rows[-1]),
+        masked=text_encoder.padding == "mask",
+        sizes=_told_sizes(originals, config.resolution),
     )
+
+
+def _measure_images(examples: Sequence[Example], content: Keys, table: Table) -> NDArray[np.int32]:
+    """Return (n, 2) height and width of the files' images, of those that are not yet known from their headers."""
+    keys, first = np.unique(content, return_index=True)
+    todo = first[table.find(keys) < 0]
+    if len(todo):
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            sizes = pool.map(lambda index: original_size(examples[index].path), todo.tolist())
+            table.append(content[todo], [np.array([size], dtype=np.int32) for size in sizes])
+    sizes: NDArray[np.int32] = np.concatenate(table.take(table.find(content)))
+    return sizes
+
+
+def _told_sizes(originals: NDArray[np.int32], resolution: int) -> NDArray[np.int32]:
+    """Return (n, 4) what is told of images of a height and a width: these, and top and left of the centre square.
+
+    All in pixels of the training resolution: an image that is larger counts as if its shorter side were just as long,
+    for nothing is lost by reducing it, and a UNet asked for its native size shall know what is meant.
+    """
+    heights, widths = originals.T.astype(np.float64)
+    sides, tops, lefts = np.vectorize(centre_square)(heights, widths)
+    told = np.stack([heights, widths, tops, lefts], axis=1) * np.minimum(1, resolution / sides)[:, None]
+    return np.rint(told).astype(np.int32)
 
 
 def _encode_images(

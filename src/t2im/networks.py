@@ -10,8 +10,15 @@ DownBlock = Literal["DownBlock2D", "CrossAttnDownBlock2D"]
 UpBlock = Literal["UpBlock2D", "CrossAttnUpBlock2D"]
 
 
+BEYOND_STOCK = ("qk_norm", "size_conditioning")
+"""Options of the UNet that diffusers' does not have; where one is on, no stock pipeline can run the model."""
+
+
 class UNetConfig(Settings):
-    """The denoiser. Keys and meanings are those of diffusers' `UNet2DConditionModel`, so its config.json is ours."""
+    """The denoiser. Keys and meanings are those of diffusers' `UNet2DConditionModel`, so its config.json is ours.
+
+    Ours alone are `zero_init_output`, which is about starting only, and the options in `BEYOND_STOCK`.
+    """
 
     sample_size: Positive | tuple[Positive, Positive] | None = 16
     """Native size of the latents: one number for height and width, or both; None where it is not known."""
@@ -30,7 +37,8 @@ class UNetConfig(Settings):
     layers_per_block: Positive | tuple[Positive, ...] = 1
     """Residual blocks of each level on the way down (one more on the way up)."""
     transformer_layers_per_block: Positive | tuple[Positive, ...] = 1
-    """Transformer blocks behind each residual block that has attention."""
+    """Transformer blocks behind each residual block that has attention: a level's depth. A level that has none is a
+    DownBlock2D and an UpBlock2D."""
     attention_head_dim: Positive | tuple[Positive, ...] = 4
     """The NUMBER of heads of each level: diffusers keeps this misnomer for its old files, and so must we."""
     cross_attention_dim: Positive = 256
@@ -41,6 +49,14 @@ class UNetConfig(Settings):
     """Time enters a residual block by addition, or as scale and shift after the norm."""
     addition_embed_type: Literal["text"] | None = None
     """"text": the text's attention-pooled states are added to the time embedding."""
+    size_conditioning: bool = False
+    """Tell the UNet how large a picture was before it was scaled, and where it was cropped (Podell et al. 2023,
+    arXiv 2307.01952, section 2.2): what is blurred and what is cut off then need not be learned as style."""
+    qk_norm: bool = False
+    """Normalise queries and keys in all attention, so that its scores stay bounded (Dehghani et al. 2023,
+    arXiv 2302.05442, section 2.1)."""
+    zero_init_output: bool = False
+    """Start training with a last convolution of zeros: a fresh UNet predicts 0. A trained one is not changed by it."""
     addition_embed_type_num_heads: Positive = 64
     """Heads of that pooling; must divide cross_attention_dim."""
     norm_num_groups: Positive = 8
@@ -55,6 +71,11 @@ class UNetConfig(Settings):
     """Dropout inside residual blocks."""
     upcast_attention: bool = False
     """Compute attention scores in fp32 (SD 2.1 has it on); no change of weights."""
+
+    @property
+    def beyond_stock(self) -> tuple[str, ...]:
+        """The options that are on although diffusers' UNet does not have them."""
+        return tuple(name for name in BEYOND_STOCK if getattr(self, name))
 
     def per_level(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
         """Spread a setting given once over all levels."""

@@ -103,10 +103,29 @@ def read_images(paths: Sequence[str | Path], *, resolution: int, background: str
         return torch.stack(list(read))
 
 
+def original_size(path: str | Path) -> tuple[int, int]:
+    """Return (height, width) in pixels of a sound image file, upright; what its header says, without decoding it.
+
+    Raises: BadImage, naming the file and the reason.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            lying = width != height and _orientation(image) in LYING
+    except Exception as error:
+        raise BadImage(f"{printable(path)}: {_reason(error)}{FIX}") from error
+    return (width, height) if lying else (height, width)
+
+
+def centre_square(height: float, width: float) -> tuple[float, float, float]:
+    """Return (side, top, left) of the square that is cut out of an image, in its own pixels."""
+    side = min(height, width)
+    return side, (height - side) / 2, (width - side) / 2
+
+
 def square(image: Image.Image, side: int) -> Image.Image:
     """Cut out the centre square and scale it to side x side pixels, antialiased."""
-    shorter = min(image.size)
-    left, top = (image.width - shorter) / 2, (image.height - shorter) / 2
+    shorter, top, left = centre_square(image.height, image.width)
     if shorter < 2 * side:  # half a pixel would blur an image that is hardly reduced
         left, top = int(left), int(top)
     return image.resize((side, side), Image.Resampling.LANCZOS, box=(left, top, left + shorter, top + shorter))

@@ -44,12 +44,22 @@ def attention_bias(mask: TokenMask, dtype: torch.dtype) -> AttentionBias:
 
 
 class Attention(nn.Module):
-    """Multi-head attention: softmax(Q K^T / sqrt(head width)) V (Vaswani et al. 2017, equation 1)."""
+    """Multi-head attention: softmax(Q K^T / sqrt(head width)) V (Vaswani et al. 2017, equation 1).
 
-    def __init__(self, channels: int, context_channels: int, heads: int, *, upcast: bool) -> None:
+    With qk_norm, each head's queries and keys are first brought to length sqrt(head width) and scaled by learned
+    weights, which start at 1 (Dehghani et al. 2023, arXiv:2302.05442, section 2.1; RMS norm: Zhang and Sennrich 2019,
+    arXiv:1910.07467). By Cauchy and Schwarz no score then exceeds sqrt(head width) max|w_q| max|w_k|, however the
+    projections grow; without it, growing scores make attention choose one token, and training unstable.
+    """
+
+    def __init__(
+        self, channels: int, context_channels: int, heads: int, *, upcast: bool, qk_norm: bool = False
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.upcast = upcast
+        self.norm_q = nn.RMSNorm(channels // heads, eps=1e-6) if qk_norm else None
+        self.norm_k = nn.RMSNorm(channels // heads, eps=1e-6) if qk_norm else None
         self.to_q = nn.Linear(channels, channels, bias=False)
         self.to_k = nn.Linear(context_channels, channels, bias=False)
         self.to_v = nn.Linear(context_channels, channels, bias=False)
@@ -57,11 +67,11 @@ class Attention(nn.Module):
 
     def keys_values(self, context: Float[Tensor, "batch tokens context_channels"]) -> KeysValues:
         """Compute what the tokens of a context offer: the text's (cross-attention), or the picture's own."""
-        return self._split(self.to_k(context)), self._split(self.to_v(context))
+        return _normed(self._split(self.to_k(context)), self.norm_k), self._split(self.to_v(context))
 
     def forward(self, tokens: Tokens, keys_values: KeysValues, bias: AttentionBias | None = None) -> Tokens:
         """Let the tokens look at a context, given by its keys and values."""
-        mixture = self._attend(self._split(self.to_q(tokens)), *keys_values, bias)
+        mixture = self._attend(_normed(self._split(self.to_q(tokens)), self.norm_q), *keys_values, bias)
         output: Tensor = self.to_out[0](mixture.transpose(1, 2).flatten(2))
         return output
 
@@ -78,6 +88,11 @@ class Attention(nn.Module):
             bias = None if bias is None else bias.to(dtype)
             mixture = F.scaled_dot_product_attention(query.to(dtype), key.to(dtype), value.to(dtype), bias)
         return mixture.to(query.dtype)
+
+
+def _normed(headed: Headed, norm: nn.RMSNorm | None) -> Headed:
+    """Normalise queries or keys, if the model does; autocast would leave them in fp32, beside values in bf16."""
+    return headed if norm is None else norm(headed).to(headed.dtype)
 
 
 class GEGLU(nn.Module):
@@ -114,12 +129,14 @@ class BasicTransformerBlock(nn.Module):
     x = x + self-attention(norm1(x));  x = x + cross-attention(norm2(x), text);  x = x + feed-forward(norm3(x))
     """
 
-    def __init__(self, channels: int, heads: int, cross_attention_dim: int, *, upcast_attention: bool) -> None:
+    def __init__(
+        self, channels: int, heads: int, cross_attention_dim: int, *, upcast_attention: bool, qk_norm: bool = False
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
-        self.attn1 = Attention(channels, channels, heads, upcast=upcast_attention)
+        self.attn1 = Attention(channels, channels, heads, upcast=upcast_attention, qk_norm=qk_norm)
         self.norm2 = nn.LayerNorm(channels)
-        self.attn2 = Attention(channels, cross_attention_dim, heads, upcast=upcast_attention)
+        self.attn2 = Attention(channels, cross_attention_dim, heads, upcast=upcast_attention, qk_norm=qk_norm)
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
@@ -149,6 +166,7 @@ class Transformer2DModel(nn.Module):
         groups: int,
         use_linear_projection: bool,
         upcast_attention: bool,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         self.use_linear_projection = use_linear_projection
@@ -156,7 +174,7 @@ class Transformer2DModel(nn.Module):
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, inner) if use_linear_projection else nn.Conv2d(channels, inner, 1)
         self.transformer_blocks = nn.ModuleList(
-            BasicTransformerBlock(inner, heads, cross_attention_dim, upcast_attention=upcast_attention)
+            BasicTransformerBlock(inner, heads, cross_attention_dim, upcast_attention=upcast_attention, qk_norm=qk_norm)
             for _ in range(depth)
         )
         self.proj_out = nn.Linear(inner, channels) if use_linear_projection else nn.Conv2d(inner, channels, 1)

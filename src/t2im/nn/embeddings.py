@@ -3,7 +3,8 @@
 A timestep is one whole number, and a network is bad at reading whole numbers. So the number is written as a chord of
 slow and fast waves (like the hands of a clock, each turning slower than the last), and a small network turns the chord
 into the vector that every residual block of the UNet receives. With `addition_embed_type="text"` a summary of the
-prompt is added to that vector, so that the text also acts everywhere at once and not only through cross-attention.
+prompt is added to that vector, so that the text also acts everywhere at once and not only through cross-attention;
+with `size_conditioning=True` so is the size that the picture had before it was scaled and cropped.
 """
 
 import math
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from t2im.shapes import HiddenStates
+from t2im.shapes import HiddenStates, ImageSizes, TokenMask
 
 TimeEmbedding = Float[Tensor, "*batch time_embed_dim"]
 """Time (and perhaps a summary of the text) as a vector."""
@@ -67,9 +68,9 @@ class AttentionPooling(nn.Module):
         self.q_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
 
-    def forward(self, states: HiddenStates) -> Float[Tensor, "batch text_width"]:
-        """Return one vector for each prompt."""
-        asker = states.mean(dim=1, keepdim=True) + self.positional_embedding
+    def forward(self, states: HiddenStates, mask: TokenMask | None = None) -> Float[Tensor, "batch text_width"]:
+        """Return one vector for each prompt, which hears its visible tokens only."""
+        asker = _mean(states, mask) + self.positional_embedding
         answers = torch.cat([asker, states], dim=1)
         query, key, value = (
             projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -77,15 +78,27 @@ class AttentionPooling(nn.Module):
         )
         scale = query.shape[-1] ** -0.25  # on both sides: a large sum scaled afterwards could overflow in fp16
         scores = (query * scale) @ (key * scale).mT
+        if mask is not None:  # the one who asks hears itself, so that no row is without a voice
+            scores = scores.masked_fill(~F.pad(mask, (1, 0), value=True)[:, None, None], -math.inf)
         weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
         answer: Tensor = weights.to(value.dtype) @ value
         return answer.flatten(1)
 
 
+def _mean(states: HiddenStates, mask: TokenMask | None) -> Float[Tensor, "batch 1 text_width"]:
+    """Return the mean of the visible tokens; 0 where there are none."""
+    if mask is None:
+        return states.mean(dim=1, keepdim=True)
+    visible = mask[..., None].to(states.dtype)
+    total: Tensor = (states * visible).sum(dim=1, keepdim=True)
+    return total / visible.sum(dim=1, keepdim=True).clamp(min=1)
+
+
 class TextTimeEmbedding(nn.Module):
     """Turn a prompt into a vector that is added to the time embedding.
 
-    It pools over every position, masked-out ones included, exactly as diffusers' module of this name does.
+    Without a mask it pools over every position, exactly as diffusers' module of this name does. Theirs knows no mask; a
+    masked prompt gives here what the prompt gives there when its masked tokens are cut off.
     """
 
     def __init__(self, width: int, time_embed_dim: int, heads: int) -> None:
@@ -95,7 +108,27 @@ class TextTimeEmbedding(nn.Module):
         self.proj = nn.Linear(width, time_embed_dim)
         self.norm2 = nn.LayerNorm(time_embed_dim)
 
-    def forward(self, states: HiddenStates) -> Float[Tensor, "batch time_embed_dim"]:
+    def forward(self, states: HiddenStates, mask: TokenMask | None = None) -> Float[Tensor, "batch time_embed_dim"]:
         """Return what to add to the time embedding."""
-        embedding: Tensor = self.norm2(self.proj(self.pool(self.norm1(states))))
+        embedding: Tensor = self.norm2(self.proj(self.pool(self.norm1(states), mask)))
         return embedding
+
+
+class SizeEmbedding(nn.Module):
+    """Turn what is known of a picture's making into a vector that is added to the time embedding.
+
+    Each of the four numbers is written as waves, like the time, and a small network mixes them (Podell et al. 2023,
+    arXiv:2307.01952, section 2.2). What is unknown adds nothing, and training leaves it unknown for a share of the
+    samples; so a sampler may leave it out, too.
+    """
+
+    def __init__(self, waves: int, time_embed_dim: int) -> None:
+        super().__init__()
+        self.waves = waves
+        self.embedding = TimestepEmbedding(4 * waves, time_embed_dim)
+
+    def forward(self, sizes: ImageSizes) -> Float[Tensor, "batch time_embed_dim"]:
+        """Return what to add to the time embedding: 0 for a row of zeros."""
+        waves = sinusoidal_embedding(sizes, self.waves).flatten(1)
+        embedding: Tensor = self.embedding(waves.to(self.embedding.linear_1.weight.dtype))
+        return embedding * sizes.any(dim=1, keepdim=True)

@@ -3,6 +3,9 @@
 config.json holds the settings under diffusers' keys, diffusion_pytorch_model.safetensors the weights under diffusers'
 names. Their UNet has many settings which Stable Diffusion never touches. Those are written at their default, and
 accepted only there: a setting that we ignored would give a model that loads, runs, and draws something else.
+
+The few options that their UNet does not have are written only where they are on, and then under a class name of ours:
+what asks diffusers for the class of this model gets an error, and no pictures of a model without them.
 """
 
 import json
@@ -15,9 +18,10 @@ from torch import Tensor
 
 from t2im.errors import ConfigError, ModelError, nearest
 from t2im.files import atomic_path, write_json
-from t2im.networks import UNetConfig
+from t2im.networks import BEYOND_STOCK, UNetConfig
 
 CLASS_NAME = "UNet2DConditionModel"
+OUR_CLASS_NAME = "ConditionalUNet"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
@@ -78,8 +82,13 @@ DIFFUSERS_DEFAULTS: dict[str, Any] = {
 
 
 def to_diffusers_config(config: UNetConfig) -> dict[str, Any]:
-    """Write our settings as a complete diffusers configuration."""
-    return {"_class_name": CLASS_NAME} | DIFFUSERS_DEFAULTS | config.model_dump()
+    """Write our settings as a complete diffusers configuration, and those of our options that are on.
+
+    How weights start (`zero_init_output`) is not written, for it says nothing about the weights that there are.
+    """
+    theirs = {key: value for key, value in config.model_dump().items() if key in DIFFUSERS_DEFAULTS}
+    ours = dict.fromkeys(config.beyond_stock, True)
+    return {"_class_name": OUR_CLASS_NAME if ours else CLASS_NAME} | DIFFUSERS_DEFAULTS | theirs | ours
 
 
 def from_diffusers_config(values: Mapping[str, Any]) -> UNetConfig:
@@ -96,11 +105,12 @@ def from_diffusers_config(values: Mapping[str, Any]) -> UNetConfig:
     faults += [
         f'"{key}" is unknown{nearest(key, DIFFUSERS_DEFAULTS)}'
         for key in values
-        if key not in DIFFUSERS_DEFAULTS and key not in BOOKKEEPING
+        if key not in DIFFUSERS_DEFAULTS and key not in BEYOND_STOCK and key not in BOOKKEEPING
     ]
-    if (class_name := values.get("_class_name", CLASS_NAME)) != CLASS_NAME:
+    if (class_name := values.get("_class_name", CLASS_NAME)) not in (CLASS_NAME, OUR_CLASS_NAME):
         faults.append(f"_class_name is {class_name!r} (supported: {CLASS_NAME!r})")
     settings = {key: value for key, value in given.items() if key in UNetConfig.model_fields}
+    settings |= {key: values[key] for key in BEYOND_STOCK if key in values}
     try:
         config = UNetConfig.model_validate(settings)
     except ValidationError as error:

@@ -26,7 +26,7 @@ from t2im.errors import ConfigError, UsageError
 from t2im.networks import UNetConfig
 from t2im.nn.attention import Transformer2DModel, attention_bias
 from t2im.nn.blocks import BlockContext, DownBlock2D, UNetMidBlock2DCrossAttn, UpBlock2D, layers
-from t2im.nn.embeddings import TextTimeEmbedding, TimestepEmbedding, sinusoidal_embedding
+from t2im.nn.embeddings import SizeEmbedding, TextTimeEmbedding, TimestepEmbedding, sinusoidal_embedding
 from t2im.nn.folder import read_unet, require_same_weights, write_unet
 from t2im.nn.resnet import ResnetBlock2D
 from t2im.shapes import HiddenStates, Latents, TextStates
@@ -90,7 +90,8 @@ class ConditionalUNet(nn.Module):
     """The denoiser: noisy latents, timesteps and text in; a prediction of the latents' size out.
 
     Settings, parameter names and arithmetic are those of diffusers' `UNet2DConditionModel` as Stable Diffusion uses it
-    (Rombach et al. 2022, arXiv:2112.10752), so weights move both ways unchanged.
+    (Rombach et al. 2022, arXiv:2112.10752), so weights move both ways unchanged; unless an option is on that theirs
+    does not have (`networks.BEYOND_STOCK`).
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -123,6 +124,7 @@ class ConditionalUNet(nn.Module):
                     groups=config.norm_num_groups,
                     use_linear_projection=config.use_linear_projection,
                     upcast_attention=config.upcast_attention,
+                    qk_norm=config.qk_norm,
                 )
                 for _ in range(count if "CrossAttn" in block_type else 0)
             ]
@@ -134,6 +136,7 @@ class ConditionalUNet(nn.Module):
             if config.addition_embed_type == "text"
             else None
         )
+        self.size_embedding = SizeEmbedding(channels[0], time_embed_dim) if config.size_conditioning else None
         # The building goes the way of `forward`, with a pile of the skips' channels instead of the skips.
         self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
         coarsest = len(channels) - 1
@@ -162,6 +165,9 @@ class ConditionalUNet(nn.Module):
 
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], config.norm_eps)
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, kernel_size=3, padding=1)
+        if config.zero_init_output:
+            for parameter in self.conv_out.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(
         self,
@@ -227,7 +233,9 @@ class ConditionalUNet(nn.Module):
         )
         embedding = self.time_embedding(waves.to(self.conv_in.weight.dtype))
         if self.add_embedding is not None:
-            embedding = embedding + self.add_embedding(states)
+            embedding = embedding + self.add_embedding(states, text.mask)
+        if self.size_embedding is not None and text.sizes is not None:
+            embedding = embedding + self.size_embedding(text.sizes)
 
         def block_context(block: nn.Module) -> BlockContext:
             return tuple(layer.context(embedding, states, bias) for layer in layers(block))
