@@ -159,6 +159,8 @@ class TrainingConfig(OptimizationConfig):
     """The run's seed; all randomness derives from it."""
     caption_dropout: Fraction = 0.1
     """Share of samples trained with the empty caption, which guidance needs."""
+    size_dropout: Fraction = 0.1
+    """Of a UNet with size_conditioning: share of samples whose original size it is not told."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """"auto": bf16 autocast on GPUs that have it, fp32 elsewhere; "fp16" adds a loss scaler. Weights are always fp32."""
     gradient_checkpointing: bool = False

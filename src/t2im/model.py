@@ -20,7 +20,7 @@ from t2im.card import ModelFacts, model_card
 from t2im.checkpoint import config_of, read_checkpoint, recorded_checksum, weights_of
 from t2im.config import SamplingConfig, TextConfig
 from t2im.diffusion.sample import Step, sample
-from t2im.diffusion.schedule import Schedule, scheduler_name
+from t2im.diffusion.schedule import Schedule
 from t2im.encoders.text import TextEncoder
 from t2im.encoders.vae import VAE
 from t2im.errors import ModelError, UsageError, nearest
@@ -40,6 +40,7 @@ from t2im.model_folder import (
 from t2im.nn.unet import ConditionalUNet
 from t2im.picture import Picture, to_pil
 from t2im.request import RANDOM, Request, ResolvedRequest
+from t2im.samplers import scheduler_name
 from t2im.settings import parse_settings
 from t2im.shapes import TextStates
 
@@ -280,9 +281,12 @@ class TextToImage:
         return request.model_copy(update={"scheduler": scheduler_name(request.scheduler)})
 
     def _texts(self, request: ResolvedRequest) -> tuple[TextStates, TextStates | None]:
-        """Encode each prompt once; the negative prompt only where guidance uses it."""
-        negative = None if request.guidance_scale == 1 else self.text_encoder([request.negative_prompt])
-        return self.text_encoder(request.prompts), negative
+        """Encode each prompt once, for an unscaled and uncropped picture; the negative one only where guidance uses it."""
+
+        def states(prompts: Sequence[str]) -> TextStates:
+            return self.text_encoder(prompts).sized(*self.native_size)
+
+        return states(request.prompts), None if request.guidance_scale == 1 else states([request.negative_prompt])
 
     def _sample(
         self, request: ResolvedRequest, images: range, prompts: TextStates, negative: TextStates | None
