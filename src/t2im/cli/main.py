@@ -7,7 +7,7 @@ from typing import Annotated, TextIO
 import typer
 
 from t2im import __version__
-from t2im.cli import data, generate, info, plot, train
+from t2im.cli import data, ema, generate, info, plot, sweep, train
 from t2im.errors import CANCELLED, T2IMError
 
 app = typer.Typer(
@@ -20,6 +20,8 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.command()(generate.generate)
 app.command()(train.train)
+app.command()(sweep.sweep)
+app.command()(ema.ema)
 app.command()(info.info)
 app.add_typer(plot.app, name="plot")
 
