@@ -105,7 +105,9 @@ def tiny_state(tiny_model):
         "ema": {name: weight * 0.9 for name, weight in weights.items()} | {"updates": 5},
         "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]},
         "progress": {"step": 7, "samples": 70, "epoch": 1},
+        "judged_by": {"heldout_loss": 0.3},
         "rng": {"torch": torch.get_rng_state()},
+        "environment": {"torch": "2.13.0"},
         "config": config.model_dump(mode="json"),
         "encoders": {
             "vae": {"folder": "encoders/vae", "sha256": vae.sha256, "source": "trained"},

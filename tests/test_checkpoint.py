@@ -32,7 +32,7 @@ def test_what_is_written_is_read(state, tmp_path):
     write_checkpoint(tmp_path / "new" / "c.pt", state)
     read = read_checkpoint(tmp_path / "new" / "c.pt")
     assert read.pop("format") == "t2im-checkpoint"
-    assert read.pop("schema") == 1
+    assert read.pop("schema") == 2
     assert same(read, state)
     assert config_of(read, tmp_path).unet.sample_size == 8
     assert sorted(entry.name for entry in (tmp_path / "new").iterdir()) == ["c.pt", "c.pt.sha256"]
@@ -178,9 +178,9 @@ def test_other_files_of_torch_are_refused(tmp_path, content, message):
 
 
 def test_a_newer_schema_is_refused(state, tmp_path):
-    torch.save({"format": "t2im-checkpoint", "schema": 2, **state}, tmp_path / "c.pt")
+    torch.save({"format": "t2im-checkpoint", "schema": 3, **state}, tmp_path / "c.pt")
     with pytest.warns(UserWarning):
-        refused(tmp_path / "c.pt", "schema 2, this version reads 1")
+        refused(tmp_path / "c.pt", "schema 3, this version reads 2")
 
 
 def test_a_crash_while_saving_leaves_the_older_checkpoint(state, tmp_path, monkeypatch):

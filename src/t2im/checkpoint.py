@@ -7,6 +7,7 @@ is unpickled with `weights_only=True` (it can run no code), and the weights must
 configuration asks for, dense and finite.
 """
 
+import os
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,19 +20,22 @@ from torch import Tensor
 from t2im.config import Config
 from t2im.errors import ConfigError, ModelError, nearest
 from t2im.files import atomic_path, sha256_of_file, write_text
+from t2im.migrate import migrate_config
 from t2im.nn.unet import ConditionalUNet
 from t2im.settings import parse_settings
 
 FORMAT = "t2im-checkpoint"
-SCHEMA = 1
-"""Version of the form below; a reader refuses what is newer than itself."""
+SCHEMA = 2
+"""Version of the form below, and of the settings in it; a reader refuses what is newer than itself."""
 
 PARTS: dict[str, tuple[type, ...]] = {
     "unet": (Mapping,),  # raw weights: name -> tensor
     "ema": (Mapping, type(None)),  # their moving average by the same names, and the count of "updates"
     "optimizer": (Mapping,),
     "progress": (Mapping,),  # step, samples, epoch
+    "judged_by": (Mapping,),  # held-out numbers measured with exactly these weights; empty if none were
     "rng": (Mapping,),  # states of the global generators
+    "environment": (Mapping,),  # versions, threads and processor, on which the last bits of a step depend
     "config": (Mapping,),  # the resolved tree of settings
     "encoders": (Mapping,),  # {"vae", "text_encoder"}: {"folder" relative to the file, "sha256", "source"}
     "data": (Mapping,),  # what it was trained on, some of its "captions", mean and std of its "latents"
@@ -43,44 +47,74 @@ PARTS: dict[str, tuple[type, ...]] = {
 def write_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
     """Write a checkpoint and its checksum, then prove that what lies on the disk is what was meant.
 
-    The old checksum goes first and the new one comes last, so a crash in between leaves a file without a checksum
-    rather than a whole file that looks damaged.
-
-    Raises: ModelError if the checkpoint is not sound, before anything is written, or if the disk gave back other bytes.
+    Raises: ModelError if the checkpoint is not sound, before anything is written, or if the disk gave back other bytes;
+    OSError if the disk is full or fails.
     """
-    path = Path(path)
     checkpoint = {"format": FORMAT, "schema": SCHEMA, **checkpoint}
-    _require_sound(checkpoint, path)
-    with atomic_path(path) as temporary:
-        torch.save(checkpoint, temporary)
-        written = sha256_of_file(temporary)
-        _checksum_path(path).unlink(missing_ok=True)
-    if sha256_of_file(path) != written:
-        raise ModelError(f"{path}: the disk gave back other bytes than were written. Check the disk.")
-    write_text(_checksum_path(path), f"{written}  {path.name}\n")
+    _require_sound(checkpoint, Path(path))
+    write_verified(Path(path), checkpoint)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, whole and sound.
+    """Read a checkpoint onto the CPU, whole and sound; one of an older schema comes as one of today's.
 
     Raises: ModelError if it is missing, damaged, of another kind or not finite. Warns if its checksum file is missing.
     """
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"{path}: no such checkpoint{_nearest_checkpoints(path)}.")
-    verify_checksum(path)
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise ModelError(f"{path}: not a checkpoint, or a damaged one ({_first_line(error)}).") from None
+    checkpoint = _of_today(read_verified(path), path)
     _require_sound(checkpoint, path)
     return dict(checkpoint)
+
+
+def write_verified(path: Path, value: Mapping[str, Any]) -> None:
+    """Write tensors and plain values to a file and its checksum beside it, and read the file back.
+
+    The old checksum goes first and the new one comes last, so a crash in between leaves a file without a checksum
+    rather than a whole file that looks damaged.
+
+    Raises: OSError if the disk is full or fails; ModelError if it gave back other bytes. Older files stay as they were.
+    """
+    with atomic_path(path) as temporary:
+        with open(temporary, "wb") as handle:
+            try:
+                torch.save(value, handle)
+            except RuntimeError as error:
+                # torch reports its own half-written zip file; what happened to the disk stands behind that.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+            handle.flush()
+            os.fsync(handle.fileno())  # before the older checksum goes: now nothing more can run full
+        written = sha256_of_file(temporary)
+        checksum_path(path).unlink(missing_ok=True)
+    if sha256_of_file(path) != written:
+        raise ModelError(f"{path}: the disk gave back other bytes than were written. Check the disk.")
+    write_text(checksum_path(path), f"{written}  {path.name}\n")
+
+
+def read_verified(path: Path) -> Any:
+    """Read such a file onto the CPU; it can run no code.
+
+    Raises: ModelError if it is damaged. Warns if its checksum file is missing.
+    """
+    verify_checksum(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise ModelError(f"{path}: not a checkpoint, or a damaged one ({_first_line(error)}).") from None
+
+
+def checksum_path(path: Path) -> Path:
+    """Return where the checksum of a file stands."""
+    return path.with_name(f"{path.name}.sha256")
 
 
 def recorded_checksum(path: Path) -> str | None:
     """Return the SHA-256 that is written beside a checkpoint, if it is."""
     try:
-        words = _checksum_path(path).read_text(encoding="utf-8").split()
+        words = checksum_path(path).read_text(encoding="utf-8").split()
     except FileNotFoundError:
         return None
     return words[0] if words else ""
@@ -90,9 +124,9 @@ def verify_checksum(path: Path) -> None:
     """Compare a checkpoint with its checksum; warns if there is none to compare with."""
     expected = recorded_checksum(path)
     if expected is None:
-        warnings.warn(f"{path}: cannot be verified, {_checksum_path(path).name} is missing.", stacklevel=3)
+        warnings.warn(f"{path}: cannot be verified, {checksum_path(path).name} is missing.", stacklevel=4)
     elif sha256_of_file(path) != expected:
-        raise ModelError(f"{path}: damaged, its checksum is not that of {_checksum_path(path).name}. Use another one.")
+        raise ModelError(f"{path}: damaged, its checksum is not that of {checksum_path(path).name}. Use another one.")
 
 
 def config_of(checkpoint: Mapping[str, Any], path: Path) -> Config:
@@ -108,6 +142,26 @@ def weights_of(checkpoint: Mapping[str, Any], which: Literal["ema", "raw"] = "em
     if which == "raw" or checkpoint["ema"] is None:
         return dict(checkpoint["unet"])
     return {name: weight for name, weight in checkpoint["ema"].items() if name != "updates"}
+
+
+def first_not_finite(state: Any) -> str:
+    """Return where in a state the first tensor stands that is not finite; empty if all are."""
+    for where, tensor in _tensors(state, ""):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return where
+    return ""
+
+
+def _of_today(checkpoint: Any, path: Path) -> Any:
+    """Return a checkpoint of an older schema as one of today's; anything else as it is."""
+    if not isinstance(checkpoint, Mapping) or checkpoint.get("schema") not in range(1, SCHEMA):
+        return checkpoint
+    new: dict[str, Any] = {"judged_by": {}, "environment": {}}
+    try:
+        config = migrate_config(checkpoint.get("config", {}), checkpoint["schema"])
+    except ConfigError as error:
+        raise ModelError(f"{path}: its configuration cannot be used: {error}") from None
+    return {**new, **checkpoint, "schema": SCHEMA, "config": config}
 
 
 def _require_sound(checkpoint: Any, path: Path) -> None:
@@ -156,10 +210,6 @@ def _tensors(value: Any, where: str) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(value, list | tuple):
         for index, entry in enumerate(value):
             yield from _tensors(entry, f"{where}[{index}]")
-
-
-def _checksum_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
 
 
 def _nearest_checkpoints(path: Path) -> str:

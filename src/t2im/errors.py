@@ -57,6 +57,7 @@ class SamplingError(T2IMError):
 
 
 CANCELLED = 130  # the exit code of a command stopped by Ctrl-C, as shells expect it
+TERMINATED = 143  # and of one stopped by SIGTERM, as batch systems and containers send it
 
 
 def nearest(name: str, valid: Iterable[str], *, count: int = 1) -> str:

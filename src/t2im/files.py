@@ -7,9 +7,11 @@ A crash leaves the old file or the new one, never half of one (rename is atomic 
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +79,38 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(older)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def add_name(path: Path, name: Path) -> None:
+    """Give a file that has a checksum beside it a second name, and a checksum by that name; replaces an older one.
+
+    The two share their bytes on the disk, so either may be removed; where the file system cannot do that, it is a copy.
+    """
+    checksum = name.with_name(f"{name.name}.sha256")
+    digest = path.with_name(f"{path.name}.sha256").read_text(encoding="utf-8").split()[0]
+    with atomic_path(name) as temporary:
+        temporary.unlink()
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+        checksum.unlink(missing_ok=True)
+    write_text(checksum, f"{digest}  {name.name}\n")
+
+
+def remove_strays(folder: Path, names: str, seconds: float = 3600) -> list[Path]:
+    """Remove temporary files whose names match a pattern and that nobody has touched for an hour; return them.
+
+    A process that was killed leaves them behind; a living one writes to its own all the time.
+    """
+    strays = [
+        path
+        for path in folder.glob(".*")
+        if re.fullmatch(names, path.name) and path.is_file() and path.stat().st_mtime < time.time() - seconds
+    ]
+    for path in strays:
+        path.unlink(missing_ok=True)
+    return strays
 
 
 def write_text(path: str | Path, text: str) -> None:
