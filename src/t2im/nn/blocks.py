@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from t2im.nn.attention import AttentionBias, KeysValues, Transformer2DModel
 from t2im.nn.embeddings import TimeEmbedding
@@ -38,6 +39,9 @@ class Layer:
 
     resnet: ResnetBlock2D
     attention: Transformer2DModel | None
+    checkpointed: bool = False
+    """Keep what comes in and goes out for the gradient, and work out all between them once more when it is wanted (Chen
+    et al. 2016, arXiv:1604.06174)."""
 
     def context(self, embedding: TimeEmbedding, states: HiddenStates, bias: AttentionBias | None) -> LayerContext:
         """Work out all that this layer needs of time and text."""
@@ -46,17 +50,35 @@ class Layer:
 
     def refine(self, maps: FeatureMaps, context: LayerContext) -> FeatureMaps:
         """Send the picture through."""
+        if not self.checkpointed:
+            return self._refine(maps, context)
+        refined: FeatureMaps = checkpoint(self._refine, maps, context, use_reentrant=False)
+        return refined
+
+    def _refine(self, maps: FeatureMaps, context: LayerContext) -> FeatureMaps:
         maps = self.resnet(maps, context.time)
         return maps if self.attention is None else self.attention(maps, context.text, context.bias)
 
 
 def layers(block: Any) -> Iterator[Layer]:
     """Pair a block's residual blocks with its transformers, in the order in which the picture meets them."""
-    return (Layer(resnet, attention) for resnet, attention in zip_longest(block.resnets, block.attentions))
+    checkpointed = block.training and block.gradient_checkpointing
+    return (
+        Layer(resnet, attention, checkpointed) for resnet, attention in zip_longest(block.resnets, block.attentions)
+    )
+
+
+def checkpoint_gradients(model: nn.Module) -> None:
+    """Have all blocks of a model train with gradient checkpointing: less memory, and about a third more time."""
+    for block in model.modules():
+        if isinstance(block, DownBlock2D | UNetMidBlock2DCrossAttn | UpBlock2D):
+            block.gradient_checkpointing = True
 
 
 class DownBlock2D(nn.Module):
     """A level on the way down: its layers, then half the size. With transformers, it is a `CrossAttnDownBlock2D`."""
+
+    gradient_checkpointing = False
 
     def __init__(self, resnets: list[ResnetBlock2D], attentions: list[Transformer2DModel], *, downsample: bool) -> None:
         super().__init__()
@@ -79,6 +101,8 @@ class DownBlock2D(nn.Module):
 class UNetMidBlock2DCrossAttn(nn.Module):
     """The coarsest place: a residual block, a transformer, a residual block."""
 
+    gradient_checkpointing = False
+
     def __init__(self, resnets: list[ResnetBlock2D], attentions: list[Transformer2DModel]) -> None:
         super().__init__()
         self.attentions = nn.ModuleList(attentions)
@@ -96,6 +120,8 @@ class UpBlock2D(nn.Module):
 
     With transformers, it is a `CrossAttnUpBlock2D`.
     """
+
+    gradient_checkpointing = False
 
     def __init__(self, resnets: list[ResnetBlock2D], attentions: list[Transformer2DModel], *, upsample: bool) -> None:
         super().__init__()
