@@ -7,7 +7,7 @@ from typing import Annotated, TextIO
 import typer
 
 from t2im import __version__
-from t2im.cli import data, ema, generate, info, plot, sweep, train
+from t2im.cli import data, ema, generate, info, plan, plot, sweep, train
 from t2im.errors import CANCELLED, T2IMError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command()(generate.generate)
 app.command()(train.train)
 app.command()(sweep.sweep)
 app.command()(ema.ema)
+app.command()(plan.plan)
 app.command()(info.info)
 app.add_typer(plot.app, name="plot")
 
