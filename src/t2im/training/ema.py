@@ -4,11 +4,16 @@ The weights of a running optimizer jitter around a good place; their exponential
 diffusion models the average draws visibly better pictures than the weights themselves.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from t2im.errors import TrainingError
+
+VALUES_REMEMBERED = 8
+"""Of each tensor of the initial weights, to notice an average that never moves."""
 
 
 class EMA:
@@ -22,7 +27,8 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self.shadow = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        self.shadow = trainable(model)
+        self._start = some_values(self.shadow.values())
 
     @property
     def current_decay(self) -> float:
@@ -37,6 +43,10 @@ class EMA:
             list(self.shadow.values()), [live[name].detach() for name in self.shadow], 1 - self.current_decay
         )
         self.updates += 1
+
+    def check(self, model: nn.Module) -> None:
+        """Sound the alarm if this is no average of what was trained; see `require_average`."""
+        require_average(self.shadow, model, self._start, f"the moving average (decay {self.decay:g})")
 
     @contextmanager
     def swapped_in(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -77,3 +87,36 @@ class EMA:
             assert isinstance(saved, Tensor)
             shadow.copy_(saved)
         self.updates = int(state["updates"])
+
+
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of the parameters that learn, by name."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def some_values(tensors: Iterable[Tensor]) -> Tensor:
+    """Return a few values, evenly spread, of each tensor: what tells two sets of weights apart at no cost."""
+    picked = [flat[:: max(1, len(flat) // VALUES_REMEMBERED)] for flat in (t.detach().flatten() for t in tensors)]
+    return torch.cat(picked).clone()
+
+
+def require_average(average: Mapping[str, Tensor], model: nn.Module, start: Tensor, name: str) -> None:
+    """Refuse what only looks like an average of a model's weights.
+
+    Two faults hide for a whole run, because training itself goes well: an update that is never called, or called with
+    another copy of the model, leaves the initial weights, which draw noise; and an average over buffers blurs what must
+    stay exact, such as a table of betas. start: `some_values` of the initial weights.
+
+    Raises: TrainingError if the average still equals the initial weights although the model does not, or if it holds
+    buffers.
+    """
+    buffers = sorted(average.keys() & dict(model.named_buffers()).keys())
+    if buffers:
+        raise TrainingError(f'{name} holds buffers (first: "{buffers[0]}"). Average parameters only.')
+    live = dict(model.named_parameters())
+    moved = not torch.equal(some_values(live[weight] for weight in average), start)
+    if moved and torch.equal(some_values(average.values()), start):
+        raise TrainingError(
+            f"{name} still equals the initial weights, while the model has moved: it was never updated, or with another "
+            "copy of the model. Call update(model) after every optimizer step, with the model that the optimizer moves."
+        )
