@@ -9,7 +9,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from t2im.errors import UsageError
 from t2im.networks import CLIPConfig, UNetConfig, VAEConfig
+from t2im.samplers import require_able
 from t2im.settings import Fraction, NotNegative, Positive, PositiveFloat, Settings
 
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
@@ -263,6 +265,16 @@ class Config(Settings):
             )
         if self.schedule.rescale_betas_zero_snr and self.objective.type == "flow":
             raise ValueError(
-                "objective.type flow has no betas and ends at pure noise by itself; leave schedule.rescale_betas_zero_snr out"
+                "objective.type flow has no betas and ends at pure noise by itself; "
+                "leave schedule.rescale_betas_zero_snr out"
             )
+        if self.objective.type == "flow" and self.schedule.timestep_spacing != "trailing":
+            raise ValueError(
+                "objective.type flow is always sampled at even steps from pure noise; leave schedule.timestep_spacing "
+                'at "trailing"'
+            )
+        try:
+            require_able(self.sampling.scheduler, self.objective.type, zero_snr=self.schedule.rescale_betas_zero_snr)
+        except UsageError as error:
+            raise ValueError(f"sampling.{error}") from None
         return self

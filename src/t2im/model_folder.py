@@ -15,9 +15,9 @@ from typing import Any
 
 from t2im.card import ModelFacts
 from t2im.config import ObjectiveConfig, PredictionType, SamplingConfig, ScheduleConfig, TextConfig
-from t2im.diffusion.schedule import SCHEDULERS
 from t2im.errors import ConfigError, ModelError, nearest
 from t2im.files import sha256_of_file, write_json
+from t2im.samplers import SCHEDULERS
 from t2im.settings import Settings, parse_settings
 
 DESCRIPTION_FILE = "t2im.json"
@@ -99,11 +99,16 @@ def read_schedule(folder: Path) -> tuple[ScheduleConfig, PredictionType]:
     _, values = _scheduler_of(folder)
     if values.get("trained_betas") is not None:
         raise ModelError(f"{folder}/scheduler: trained_betas are not supported.")
+    if any(values.get(name, 1.0) != 1.0 for name in ("shift", "flow_shift")):
+        raise ModelError(f"{folder}/scheduler: a shifted flow is not supported.")
+    predicts = values.get("prediction_type", "epsilon")
+    if str(values["_class_name"]).startswith("FlowMatch") or predicts == "flow_prediction":
+        predicts = "flow"
     try:
         schedule = parse_settings(
             ScheduleConfig, {key: values[key] for key in ScheduleConfig.model_fields if key in values}
         )
-        objective = parse_settings(ObjectiveConfig, {"type": values.get("prediction_type", "epsilon")})
+        objective = parse_settings(ObjectiveConfig, {"type": predicts})
     except ConfigError as error:
         raise ModelError(f"{folder}/scheduler: {error}") from None
     return schedule, objective.type
@@ -158,7 +163,7 @@ def _scheduler_of(folder: Path) -> tuple[str, dict[str, Any]]:
         raise ModelError(f"{path}: missing. Copy the whole folder again.") from None
     except (ValueError, TypeError) as error:
         raise ModelError(f"{path}: damaged ({error}).") from None
-    known = {sampler.class_name: name for name, sampler in SCHEDULERS.items()}
+    known = {class_name: name for name, sampler in SCHEDULERS.items() for class_name in sampler.class_names}
     class_name = str(values.get("_class_name"))
     if class_name not in known:
         raise ModelError(f'{path}: scheduler "{class_name}" is unknown{nearest(class_name, known)}.')

@@ -5,7 +5,7 @@ Each name means one thing from the caption to the picture:
 
     images    [-1, 1] floats, never uint8 (uint8 exists only inside the image reader and the picture writer)
     latents   always scaled to about unit variance; raw VAE output never leaves `encoders/vae.py`
-    timesteps whole numbers in [0, T); 0 is the least noise, T - 1 the most
+    timesteps from the least noise, 0, to the most, T - 1 (rectified flow: 1 to T)
     text      one hidden state for each token of a prompt
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 Images = Float[Tensor, "batch 3 image_height image_width"]
@@ -23,7 +23,10 @@ Latents = Float[Tensor, "batch channels height width"]
 """Scaled latents, about N(0, 1) per channel."""
 
 Timesteps = Int[Tensor, "batch"]
-"""int64 in [0, num_train_timesteps)."""
+"""int64 in [0, num_train_timesteps), for rectified flow in [1, num_train_timesteps]."""
+
+Times = Shaped[Tensor, "batch"]
+"""Timesteps as a sampler visits them: int64, but float where it stands between two of them."""
 
 HiddenStates = Float[Tensor, "batch tokens text_width"]
 """The text encoder's last hidden states: one vector for each token."""

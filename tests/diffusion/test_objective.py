@@ -1,9 +1,11 @@
 import pytest
 import torch
 
-from t2im.config import ScheduleConfig
+from t2im.config import ObjectiveConfig, ScheduleConfig
 from t2im.diffusion import objective
 from t2im.diffusion.schedule import Schedule
+from t2im.diffusion.timesteps import draw_timesteps
+from t2im.diffusion.weighting import loss_weight
 
 SCHEDULE = Schedule(ScheduleConfig())
 
@@ -18,7 +20,7 @@ def test_a_sample_is_noised_alike_in_every_batch():
     together = objective.noise(latents, indices, SCHEDULE, seed=7)
     for i, index in enumerate(indices.tolist()):
         alone = objective.noise(latents[i : i + 1], [index], SCHEDULE, seed=7)
-        for name in ("latents", "timesteps", "noise", "target"):
+        for name in ("latents", "timesteps", "noise", "target", "weight"):
             assert torch.equal(getattr(together, name)[i : i + 1], getattr(alone, name)), name
 
 
@@ -26,13 +28,10 @@ def test_draws_differ_by_seed_and_by_sample():
     first, second = (objective.draw_noise((3, 7, 11), [0, 1], seed) for seed in (0, 1))
     assert not torch.equal(first, second)
     assert not torch.equal(first[0], first[1])
-    times = [objective.draw_timesteps(range(50), SCHEDULE, seed).tolist() for seed in (0, 1)]
-    assert times[0] != times[1]
 
 
 def test_draws_never_change_between_versions():
     # A run that is resumed years later must see the same noise.
-    assert objective.draw_timesteps(range(5), SCHEDULE, seed=0).tolist() == [102, 704, 143, 486, 720]
     noise = objective.draw_noise((1, 4, 5), [0], seed=0)
     torch.testing.assert_close(
         noise.flatten()[:4], torch.tensor([0.074709, -0.945858, 0.477967, 0.712547]), rtol=0, atol=1e-5
@@ -43,13 +42,6 @@ def test_draws_leave_the_global_generator_alone():
     before = torch.get_rng_state()
     objective.noise(normal(2, 1, 2, 3), [0, 1], SCHEDULE, seed=0)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_timesteps_are_uniform():
-    schedule = Schedule(ScheduleConfig(num_train_timesteps=7))
-    counts = objective.draw_timesteps(range(7000), schedule, seed=0).bincount(minlength=7)
-    assert len(counts) == 7
-    assert ((counts - 1000) ** 2 / 1000).sum() < 22.5  # chi-square with 6 degrees of freedom, p = 0.001
 
 
 def test_noise_is_standard_normal_and_uncorrelated_between_samples():
@@ -64,12 +56,12 @@ def test_noise_is_standard_normal_and_uncorrelated_between_samples():
 def test_noised_latents_follow_the_schedule():
     latents = normal(3, 2, 5, 7)
     noised = objective.noise(latents, [0, 1, 2], SCHEDULE, seed=3)
-    assert torch.equal(noised.timesteps, objective.draw_timesteps([0, 1, 2], SCHEDULE, 3))
+    assert torch.equal(noised.timesteps, draw_timesteps([0, 1, 2], SCHEDULE, 3, objective.PLAIN))
     assert torch.equal(noised.noise, objective.draw_noise((2, 5, 7), [0, 1, 2], 3))
     assert torch.equal(noised.latents, SCHEDULE.add_noise(latents, noised.noise, noised.timesteps))
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample", "flow"])
 def test_the_target_is_the_one_of_the_prediction_type(prediction_type):
     schedule = Schedule(ScheduleConfig(), prediction_type)
     latents = normal(3, 2, 5, 7)
@@ -97,6 +89,23 @@ def test_loss_is_the_mean_squared_error():
     off = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1)
     torch.testing.assert_close(objective.per_sample_loss(noised.target + off, noised), torch.tensor([1.0, 4.0, 9.0]))
     torch.testing.assert_close(objective.loss(noised.target + off, noised), torch.tensor(14 / 3))
+
+
+def test_every_noise_level_has_its_weight():
+    config = ObjectiveConfig(loss_weighting="min_snr")
+    noised = objective.noise(normal(3, 2, 5, 7), [0, 1, 2], SCHEDULE, seed=0, config=config)
+    assert torch.equal(noised.weight, loss_weight(noised.timesteps, SCHEDULE, config))
+    assert len(set(noised.weight.tolist())) > 1
+    off = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1)
+    torch.testing.assert_close(objective.per_sample_loss(noised.target + off, noised), torch.tensor([1.0, 4.0, 9.0]))
+    expected = (noised.weight * torch.tensor([1.0, 4.0, 9.0])).sum() / 3
+    torch.testing.assert_close(objective.loss(noised.target + off, noised), expected)
+
+
+def test_the_settings_say_which_timesteps_are_drawn():
+    config = ObjectiveConfig(timestep_sampling="logit_normal", logit_mean=9.0, uniform_share=0.0)
+    noised = objective.noise(normal(3, 2, 5, 7), [0, 1, 2], SCHEDULE, seed=0, config=config)
+    assert (noised.timesteps > 900).all()
 
 
 def test_loss_of_a_blind_denoiser_is_the_variance_of_the_noise():

@@ -7,8 +7,9 @@ import torch
 
 from t2im.config import ScheduleConfig
 from t2im.diffusion.sample import sample
-from t2im.diffusion.schedule import SCHEDULERS, Schedule
+from t2im.diffusion.schedule import Schedule
 from t2im.errors import SamplingError, UsageError
+from t2im.samplers import SCHEDULERS
 from t2im.shapes import TextStates
 
 SHAPE = (2, 5, 7)

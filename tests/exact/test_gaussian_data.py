@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from t2im.config import ScheduleConfig
-from t2im.diffusion import schedule as schedule_module
+from t2im.diffusion import schedulers
 from t2im.diffusion.sample import sample
-from t2im.diffusion.schedule import SCHEDULERS, Schedule
+from t2im.diffusion.schedule import Schedule
+from t2im.samplers import SCHEDULERS
 from t2im.shapes import TextStates
 
 MEAN, STD = 0.7, 0.5
@@ -29,14 +30,22 @@ def start():
     return points / points.std(correction=0)
 
 
+def alpha_sigma(schedule, timesteps):
+    """Return the shares of picture and noise at the times that a sampler asks for."""
+    if schedule.prediction_type == "flow":
+        return 1 - timesteps.double() / len(schedule), timesteps.double() / len(schedule)
+    a = schedule.path.alphas_cumprod[timesteps]
+    return a.sqrt(), (1 - a).sqrt()
+
+
 def exact_denoiser(schedule, mean=MEAN, std=STD):
-    """Return E[eps | x_t], E[v | x_t] or E[x_0 | x_t] of data ~ N(mean, std^2)."""
+    """Return E[eps | x_t], E[v | x_t], E[x_0 | x_t] or E[eps - x_0 | x_t] of data ~ N(mean, std^2)."""
 
     def denoise(noisy, timesteps, text):
-        a = schedule.alphas_cumprod[timesteps].double()[:, None, None, None]
-        surprise = (noisy.double() - a.sqrt() * mean) / (a * std**2 + 1 - a)
-        noise, x_0 = (1 - a).sqrt() * surprise, mean + a.sqrt() * std**2 * surprise
-        prediction = {"epsilon": noise, "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * x_0, "sample": x_0}
+        alpha, sigma = (share[:, None, None, None] for share in alpha_sigma(schedule, timesteps))
+        surprise = (noisy.double() - alpha * mean) / (alpha**2 * std**2 + sigma**2)
+        noise, x_0 = sigma * surprise, mean + alpha * std**2 * surprise
+        prediction = {"epsilon": noise, "v_prediction": alpha * noise - sigma * x_0, "sample": x_0, "flow": noise - x_0}
         return prediction[schedule.prediction_type].float()
 
     return denoise
@@ -62,7 +71,7 @@ def affine_ddim(schedule, timesteps, eta=0.0):
     The exact denoiser is affine, so x stays Gaussian, and two numbers are the whole state. diffusers goes from t to
     t - T // n, which is not always where it looks next; so do we, as the stock pipeline does.
     """
-    alpha_bar = schedule.alphas_cumprod.double().tolist()
+    alpha_bar = schedule.path.alphas_cumprod.tolist()
     mean, std = 0.0, 1.0
     for t in timesteps:
         a, b = alpha_bar[t], alpha_bar[max(0, t - len(schedule) // len(timesteps))]
@@ -140,8 +149,8 @@ def test_ddpm_with_all_timesteps_returns_the_data():
 @pytest.mark.parametrize("name", ["ddim", "euler", "dpm++2m", "unipc"])
 def test_from_the_true_start_the_mean_is_the_datas(name):
     schedule = trailing()
-    a = schedule.alphas_cumprod[-1]
-    noisiest = a.sqrt() * MEAN + (a * STD**2 + 1 - a).sqrt() * start()
+    a = schedule.path.alphas_cumprod[-1].item()
+    noisiest = math.sqrt(a) * MEAN + math.sqrt(a * STD**2 + 1 - a) * start()
     mean, _ = figures(draw(schedule, latents=noisiest, scheduler=name, num_inference_steps=100))
     # Euler's start is scaled by its sigma_max, not by sqrt(sigma_max^2 + 1): 0.2 % off.
     assert mean == pytest.approx(MEAN, abs=0.001)
@@ -202,13 +211,13 @@ def test_guidance_between_two_gaussians_is_the_gaussian_beyond():
 
 def test_the_guard_bites_when_latents_are_clipped(monkeypatch):
     # What diffusers does by default, and Stable Diffusion must not: the closed form notices at once.
-    monkeypatch.setitem(schedule_module._STABLE_DIFFUSION, "clip_sample", True)
+    monkeypatch.setitem(schedulers.STABLE_DIFFUSION, "clip_sample", True)
     _, std = figures(draw(trailing(), scheduler="ddim", num_inference_steps=100))
     assert std == pytest.approx(0.39, abs=0.01)
 
 
 def test_the_guard_bites_when_the_sampler_has_other_betas_than_training(monkeypatch):
-    monkeypatch.setitem(schedule_module._STABLE_DIFFUSION, "beta_end", 0.02)
+    monkeypatch.setitem(schedulers.STABLE_DIFFUSION, "beta_end", 0.02)
     mean, std = figures(draw(trailing(), scheduler="ddim", num_inference_steps=100))
     assert abs(mean - 0.676) > 0.02
     assert abs(std - ARRIVALS["ddim"][1]) > 0.02

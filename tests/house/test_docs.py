@@ -18,8 +18,8 @@ import t2im.training.choice
 import t2im.training.run
 from t2im.cli.main import app
 from t2im.config import Config
-from t2im.diffusion.schedule import SCHEDULERS
 from t2im.recipe import load_config
+from t2im.samplers import SCHEDULERS
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "t2im"

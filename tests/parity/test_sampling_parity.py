@@ -9,7 +9,8 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 
 from t2im.config import ScheduleConfig
 from t2im.diffusion.sample import sample
-from t2im.diffusion.schedule import SCHEDULERS, Schedule
+from t2im.diffusion.schedule import Schedule
+from t2im.samplers import SCHEDULERS
 from t2im.shapes import TextStates
 
 RUNNABLE = [name for name in SCHEDULERS if name != "lms" or importlib.util.find_spec("scipy")]

@@ -18,21 +18,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Shaped
-from torch import Tensor
 
 from t2im.diffusion.guidance import guide, rescale
-from t2im.diffusion.schedule import Schedule, Scheduler
+from t2im.diffusion.schedule import Schedule
+from t2im.diffusion.schedulers import Scheduler
 from t2im.errors import SamplingError, UsageError
 from t2im.seeds import LARGEST_SEED
-from t2im.shapes import Latents, TextStates
-
-Times = Shaped[Tensor, "batch"]
-"""Timesteps of one denoiser call: int64, but float where a sampler stands between two of them ("linspace" spacing)."""
-
+from t2im.shapes import Latents, TextStates, Times
 
 Denoiser = Callable[[Latents, Times, Any], Latents]
-"""What predicts noise, velocity or clean latents, by the schedule's `prediction_type`.
+"""What predicts noise, velocity, clean latents or flow, by the schedule's `prediction_type`.
 
 Its third argument is a `TextStates`, or what its own `prepare(text, timesteps)` made of one, if it has that method.
 """
@@ -47,7 +42,7 @@ class Step:
     total: int
     """How many steps there will be."""
     timestep: int | float
-    """The time of `noisy_latents` in [0, T); a whole number except with "linspace" spacing."""
+    """The time of `noisy_latents`; a whole number except with "linspace" spacing and for rectified flow."""
     noisy_latents: Latents
     """x_t as the denoiser saw it, about unit variance."""
     latents: Latents
@@ -122,18 +117,20 @@ def _walk(
     options: dict[str, Any],
 ) -> Iterator[Step]:
     """Walk from noise to clean latents: the reverse process (Ho et al. 2020, algorithm 2, arXiv 2006.11239)."""
-    latents = latents * sampler.init_noise_sigma
+    # Samplers made for rectified flow have neither of these: their state always is x_t itself.
+    latents = latents * getattr(sampler, "init_noise_sigma", 1.0)
+    scale_model_input = getattr(sampler, "scale_model_input", lambda latents, t: latents)
     total = len(sampler.timesteps)
     for index, t in enumerate(sampler.timesteps):
         with torch.no_grad():  # not around the yield: the listeners' own gradients are theirs
-            noisy = sampler.scale_model_input(latents, t)
+            noisy = scale_model_input(latents, t)
             times = _whole(t.expand(len(latents)))
             prediction = predict(noisy, times)
             result = sampler.step(prediction, t, latents, **options)
             latents = result.prev_sample
             _check_finite(prediction, latents, f"step {index + 1} of {total} (timestep {t.item():g})")
             x_0 = getattr(result, "pred_original_sample", None)
-            if x_0 is None:  # These samplers (dpm++2m, unipc, deis, pndm, lcm) keep x_t as the schedule defines it.
+            if x_0 is None:  # The samplers that do not tell it keep x_t as the schedule defines it.
                 x_0 = schedule.pred_original_sample(prediction, noisy, times)
         yield Step(index, total, times[0].item(), noisy, latents, x_0, prediction)
 
@@ -146,13 +143,17 @@ def _sampler(schedule: Schedule, name: str, num_inference_steps: int) -> Schedul
             f"num_inference_steps is {num_inference_steps}, but the schedule has timesteps for 1 to {len(schedule)}."
         )
     sampler = schedule.scheduler(name)
+    if "sigma_min" in vars(sampler):
+        # Of n steps from 1 to 1/T, diffusers' FlowMatch samplers would waste the last on T's own smallest noise.
+        vars(sampler)["sigma_min"] = 1 / num_inference_steps
     sampler.set_timesteps(num_inference_steps)
-    if sampler.timesteps.max() >= len(schedule):
+    if sampler.timesteps.max() > schedule.timesteps[-1]:
         # With all T steps, Stable Diffusion's shift of "leading" timesteps by one would go past the table's end.
         sampler.register_to_config(steps_offset=0)
         sampler.set_timesteps(num_inference_steps)
     visited = _distinct(sampler)
-    if visited[0] < 0 or visited[-1] >= len(schedule) or len(visited) != num_inference_steps:
+    ends = round(visited[0].item()), round(visited[-1].item())
+    if not all(end in schedule.timesteps for end in ends) or len(visited) != num_inference_steps:
         # Rounding in diffusers: 61 of 1000 "trailing" steps end at timestep -1, which is the noisiest of all.
         raise UsageError(
             f"num_inference_steps is {num_inference_steps}, which {name} cannot spread over {len(schedule)} timesteps "

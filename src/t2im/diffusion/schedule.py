@@ -1,161 +1,173 @@
 """How much noise is there at time t?
 
-One table answers: `alphas_cumprod` (alpha_bar), the share of the picture's variance that is left at each timestep.
+A noisy picture is a mixture, and two numbers say of what: how much of the picture is left, and how much noise is in it.
 
-    x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps,    eps ~ N(0, 1)         Ho et al. 2020, arXiv 2006.11239
+    x_t = alpha_t x_0 + sigma_t eps,    eps ~ N(0, 1)
 
-At t = 0 the picture is almost clean, at T - 1 it is almost noise. Three things know x_0 once x_t is given, and each can
-be what the UNet predicts: the noise eps, the picture x_0 itself, or the velocity v, which turns from eps (at t = 0) to
--x_0 (at T - 1) and so stays well-conditioned at both ends. They are one another's linear combinations, and this file
-holds all of them.
+Two paths lead from picture to noise. On the curved one alpha^2 + sigma^2 = 1, so x_t keeps its variance; its steps come
+from a table of betas (Ho et al. 2020, arXiv 2006.11239). On the straight one alpha = 1 - sigma and sigma = t / T: the
+rectified flow (Liu et al. 2022, arXiv 2209.03003; Esser et al. 2024, arXiv 2403.03206).
 
-Training uses the table only. Samplers, the ways to walk back from noise to picture, are diffusers' own schedulers, and
-`Schedule.scheduler` builds each from the same settings, so that no sampler can disagree with what was trained.
+What the UNet predicts is another mixture of the same two, so that x_0 can always be worked out from it:
+
+    target = p_t x_0 + q_t eps          epsilon        p, q = 0, 1             the noise
+                                        v_prediction   p, q = -sigma, alpha    the direction of the curved path at t
+                                        sample         p, q = 1, 0             the picture
+                                        flow           p, q = -1, 1            the direction of the straight path
+
+Two equations in two unknowns: this file sets them up and solves them. Training and samplers are built on it alone.
 """
 
-import importlib.util
-import inspect
 import math
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from t2im.config import PredictionType, ScheduleConfig
-from t2im.errors import UsageError, nearest
-from t2im.shapes import Latents, PerSample, Timesteps
+from t2im.diffusion.schedulers import Scheduler, new_scheduler
+from t2im.errors import UsageError
+from t2im.shapes import Latents, PerSample, Times, Timesteps
+
+
+class CurvedPath:
+    """The variance-preserving path of a `ScheduleConfig`: tables of length T on the CPU, in float64.
+
+    >>> path = CurvedPath(ScheduleConfig())
+    >>> [round(path.alphas_cumprod[t].item(), 4) for t in (0, 500, 999)]
+    [0.9991, 0.2763, 0.0047]
+    """
+
+    def __init__(self, config: ScheduleConfig) -> None:
+        self.betas = _betas(config)
+        self.alphas_cumprod = torch.cumprod(1 - self.betas, dim=0)
+        """alpha_bar_t = alpha_t^2: the share of the picture's variance that is left."""
+        self.timesteps = range(config.num_train_timesteps)
+        """0 is almost the clean picture, T - 1 almost pure noise."""
+
+    def alpha_sigma(self, timesteps: Timesteps) -> tuple[PerSample, PerSample]:
+        """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t) (Ho et al. 2020, eq. 4)."""
+        alpha_bar = self.alphas_cumprod[timesteps]
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+
+@dataclass(frozen=True)
+class StraightPath:
+    """The straight line from picture to noise; it needs no table, so a sampler may stand anywhere on it."""
+
+    num_train_timesteps: int
+
+    @property
+    def timesteps(self) -> range:
+        """Return 1 to T, where training visits it: at t = 0 there is no noise to learn from, T is pure noise."""
+        return range(1, self.num_train_timesteps + 1)
+
+    def alpha_sigma(self, timesteps: Times) -> tuple[PerSample, PerSample]:
+        """Return 1 - sigma and sigma = t / T."""
+        sigma = timesteps.double() / self.num_train_timesteps
+        return 1 - sigma, sigma
 
 
 class Schedule:
-    """The noise levels of a `ScheduleConfig`: tables of length T on the CPU, computed in float64, kept in float32.
+    """A path from picture to noise, and what is predicted on it.
 
     The methods take latents on any device. Timesteps are cheapest on the CPU, where the tables are.
-
-    >>> schedule = Schedule(ScheduleConfig())
-    >>> [round(schedule.alphas_cumprod[t].item(), 4) for t in (0, 500, 999)]
-    [0.9991, 0.2763, 0.0047]
     """
 
     def __init__(self, config: ScheduleConfig, prediction_type: PredictionType = "epsilon") -> None:
         self.config = config
         self.prediction_type = prediction_type
-        betas = _betas(config)
-        alphas_cumprod = torch.cumprod(1 - betas, dim=0)
-        self.betas = betas.float()
-        self.alphas_cumprod = alphas_cumprod.float()
-        self.sqrt_alphas_cumprod = alphas_cumprod.sqrt().float()
-        self.sqrt_one_minus_alphas_cumprod = (1 - alphas_cumprod).sqrt().float()
+        flow = prediction_type == "flow"
+        self.path: CurvedPath | StraightPath = StraightPath(config.num_train_timesteps) if flow else CurvedPath(config)
 
     def __len__(self) -> int:
         """Return T, the number of timesteps."""
         return self.config.num_train_timesteps
 
-    def snr(self, timesteps: Timesteps) -> PerSample:
-        """Return the signal-to-noise ratio alpha_bar / (1 - alpha_bar): large at t = 0, near 0 at T - 1."""
-        alpha_bar = _at(self.alphas_cumprod, timesteps)
-        return (alpha_bar / (1 - alpha_bar)).to(timesteps.device)
+    @property
+    def timesteps(self) -> range:
+        """Return the timesteps of training, from the least noise to the most: 0 to T - 1, for flow 1 to T."""
+        return self.path.timesteps
 
-    def add_noise(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
-        """Jump from clean latents to time t in one step, the forward process (Ho et al. 2020, eq. 4).
+    def alpha_sigma(self, timesteps: Times) -> tuple[PerSample, PerSample]:
+        """Return how much picture and how much noise there is at each time, in float64 on the CPU.
 
-        x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps
+        Raises: UsageError for a time outside the schedule.
         """
-        alpha, sigma = self._alpha_sigma(timesteps, latents)
-        return alpha * latents + sigma * noise
+        timesteps = timesteps.cpu()
+        last = self.timesteps[-1]
+        # A negative one must not wrap round to the noisy end of a table, as indexing alone would have it.
+        wrong = timesteps[(timesteps < 0) | (timesteps > last)]
+        if len(wrong):
+            raise UsageError(
+                f"timestep {wrong[0].item():g} is outside the schedule; timesteps are {self.timesteps[0]} to {last}."
+            )
+        return self.path.alpha_sigma(timesteps)
 
-    def velocity(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
-        """Return the velocity of that path (Salimans & Ho 2022, app. D, arXiv 2202.00512).
+    def snr(self, timesteps: Times) -> PerSample:
+        """Return the signal-to-noise ratio alpha^2 / sigma^2: large where t is small, near 0 at the end."""
+        alpha, sigma = self.alpha_sigma(timesteps)
+        return (alpha / sigma).square().float().to(timesteps.device)
 
-        v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0
-        """
-        alpha, sigma = self._alpha_sigma(timesteps, latents)
-        return alpha * noise - sigma * latents
+    def timestep_at_snr(self, snr: PerSample) -> Timesteps:
+        """Return the timesteps whose log-SNR is nearest to that of each given ratio."""
+        steps = torch.tensor(self.timesteps)
+        # Ratios below the floor are pure noise; their logarithms would be too far from everything.
+        there, wanted = (ratio.cpu().double().clamp(1e-12).log() for ratio in (self.snr(steps), snr))
+        return steps[(there - wanted[:, None]).abs().argmin(dim=1)].to(snr.device)
 
-    def target(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
-        """Return what the UNet shall predict, by `prediction_type`: the noise, the velocity or the clean latents."""
+    def target_mix(self, timesteps: Times) -> tuple[PerSample, PerSample]:
+        """Return p and q of the target p x_0 + q eps, in float64 on the CPU (v: Salimans & Ho 2022, arXiv 2202.00512)."""
+        alpha, sigma = self.alpha_sigma(timesteps)
+        zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
         match self.prediction_type:
             case "epsilon":
-                return noise
+                return zero, one
             case "v_prediction":
-                return self.velocity(latents, noise, timesteps)
+                return -sigma, alpha
             case "sample":
-                return latents
+                return one, zero
             case "flow":
-                raise NotImplementedError
+                return -one, one
 
-    def pred_original_sample(self, prediction: Latents, noisy: Latents, timesteps: Timesteps) -> Latents:
+    def add_noise(self, latents: Latents, noise: Latents, timesteps: Times) -> Latents:
+        """Jump from clean latents to time t in one step: x_t = alpha_t x_0 + sigma_t eps."""
+        return _mix(self.alpha_sigma(timesteps), latents, noise)
+
+    def target(self, latents: Latents, noise: Latents, timesteps: Times) -> Latents:
+        """Return what the UNet shall predict: p_t x_0 + q_t eps."""
+        return _mix(self.target_mix(timesteps), latents, noise)
+
+    def pred_original_sample(self, prediction: Latents, noisy: Latents, timesteps: Times) -> Latents:
         """Return the clean latents x_0 that a prediction at x_t = `noisy` implies.
 
-        epsilon: (x_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar)      v: sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) v
+        x_0 = (q x_t - sigma prediction) / (alpha q - sigma p)
         """
-        alpha, sigma = self._alpha_sigma(timesteps, noisy)
-        match self.prediction_type:
-            case "epsilon":
-                return (noisy - sigma * prediction) / alpha
-            case "v_prediction":
-                return alpha * noisy - sigma * prediction
-            case "sample":
-                return prediction
-            case "flow":
-                raise NotImplementedError
+        (alpha, sigma), (p, q) = self.alpha_sigma(timesteps), self.target_mix(timesteps)
+        determinant = alpha * q - sigma * p
+        return _mix((q / determinant, -sigma / determinant), noisy, prediction)
 
-    def noise_from(self, prediction: Latents, noisy: Latents, timesteps: Timesteps) -> Latents:
+    def noise_from(self, prediction: Latents, noisy: Latents, timesteps: Times) -> Latents:
         """Return the noise eps that a prediction at x_t = `noisy` implies.
 
-        v: sqrt(1 - alpha_bar) x_t + sqrt(alpha_bar) v        sample: (x_t - sqrt(alpha_bar) x_0) / sqrt(1 - alpha_bar)
+        eps = (alpha prediction - p x_t) / (alpha q - sigma p)
         """
-        alpha, sigma = self._alpha_sigma(timesteps, noisy)
-        match self.prediction_type:
-            case "epsilon":
-                return prediction
-            case "v_prediction":
-                return sigma * noisy + alpha * prediction
-            case "sample":
-                return (noisy - alpha * prediction) / sigma
-            case "flow":
-                raise NotImplementedError
+        (alpha, sigma), (p, q) = self.alpha_sigma(timesteps), self.target_mix(timesteps)
+        determinant = alpha * q - sigma * p
+        return _mix((-p / determinant, alpha / determinant), noisy, prediction)
 
-    def scheduler(self, name: str) -> "Scheduler":
-        """Build one of diffusers' schedulers from the settings the model was trained with, never from its defaults.
-
-        Those defaults would do harm: DDIM's clip the latents to [-1, 1] and assume another beta range. What is not a
-        setting of ours is as in Stable Diffusion: no clipping, the last step ends at alpha_bar_0, "leading" timesteps
-        are shifted by one.
+    def scheduler(self, name: str) -> Scheduler:
+        """Build one of diffusers' schedulers for this schedule, so that no sampler can disagree with what was trained.
 
         Raises: UsageError if the name is unknown, or if that sampler cannot run this schedule.
         """
-        name = scheduler_name(name)
-        sampler = SCHEDULERS[name]
-        if self.prediction_type == "sample" and not sampler.takes_sample_prediction:
-            raise UsageError(
-                f'scheduler "{name}" cannot run a model that predicts "sample"; use ddim, ddpm or dpm++2m.'
-            )
-        if sampler.needs and importlib.util.find_spec(sampler.needs) is None:
-            raise UsageError(f'scheduler "{name}" needs {sampler.needs}: pip install {sampler.needs}, or use euler.')
-        module = importlib.import_module(f"diffusers.schedulers.{sampler.module}")
-        scheduler_class = getattr(module, sampler.class_name)
-        known = inspect.signature(scheduler_class.__init__).parameters
-        if self.config.rescale_betas_zero_snr and "rescale_betas_zero_snr" not in known:
-            raise UsageError(f'scheduler "{name}" cannot run zero terminal SNR; use ddim, ddpm, euler or dpm++2m.')
-        # LCM picks its timesteps from a grid this fine; it was distilled on 50, our models on all.
-        settings = {
-            **self.config.model_dump(),
-            "prediction_type": self.prediction_type,
-            **_STABLE_DIFFUSION,
-            "original_inference_steps": len(self),
-        }
-        scheduler: Scheduler = scheduler_class(**{key: value for key, value in settings.items() if key in known})
-        return scheduler
+        return new_scheduler(name, self.config, self.prediction_type)
 
-    def _alpha_sigma(self, timesteps: Timesteps, like: Latents) -> tuple[Tensor, Tensor]:
-        """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t) as (batch, 1, 1, 1), ready to multiply `like`."""
-        tables = self.sqrt_alphas_cumprod, self.sqrt_one_minus_alphas_cumprod
-        alpha, sigma = (_at(table, timesteps).to(like.device, like.dtype)[:, None, None, None] for table in tables)
-        return alpha, sigma
+
+def _mix(shares: tuple[PerSample, PerSample], first: Latents, second: Latents) -> Latents:
+    """Add two latents in the given shares, one pair for each sample."""
+    a, b = (share.to(first.dtype).to(first.device)[:, None, None, None] for share in shares)
+    return a * first + b * second
 
 
 def _betas(config: ScheduleConfig) -> Tensor:
@@ -183,100 +195,3 @@ def _rescale_zero_terminal_snr(betas: Tensor) -> Tensor:
     root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
     alpha_bar = root**2
     return 1 - alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
-
-
-def _at(table: Tensor, timesteps: Timesteps) -> PerSample:
-    """Look timesteps up; a negative one must not wrap round to the noisy end, as indexing alone would have it."""
-    timesteps = timesteps.to(table.device)
-    if timesteps.numel() and not 0 <= int(timesteps.min()) <= int(timesteps.max()) < len(table):
-        wrong = timesteps[(timesteps < 0) | (timesteps >= len(table))][0].item()
-        raise UsageError(f"timestep {wrong} is outside the schedule; timesteps are 0 to {len(table) - 1}.")
-    return table[timesteps]
-
-
-@runtime_checkable
-class Scheduler(Protocol):
-    """What the reverse loop uses of a diffusers scheduler."""
-
-    timesteps: Tensor
-    """The times to visit, from noise to picture; second-order samplers name some twice."""
-    init_noise_sigma: float | Tensor
-    """What to multiply the initial N(0, 1) noise by."""
-    config: Mapping[str, Any]
-    """The settings it was built from."""
-
-    def set_timesteps(self, num_inference_steps: int, device: torch.device | None = None) -> None:
-        """Choose the timesteps."""
-
-    def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor:
-        """Bring the sampler's own state to the variance the UNet was trained on."""
-
-    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, **options: Any) -> Any:
-        """Go one step back; the result has `prev_sample` and, in some classes, `pred_original_sample`."""
-
-    def register_to_config(self, **settings: Any) -> None:
-        """Change settings after construction."""
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """Where diffusers keeps a sampler, how else people call it, what it cannot run and which package it needs."""
-
-    module: str
-    class_name: str
-    aliases: tuple[str, ...] = ()
-    takes_sample_prediction: bool = True
-    needs: str | None = None
-
-
-_STABLE_DIFFUSION = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "skip_prk_steps": True}
-
-SCHEDULERS: Mapping[str, Sampler] = MappingProxyType(
-    {
-        "ddim": Sampler("scheduling_ddim", "DDIMScheduler"),
-        "ddpm": Sampler("scheduling_ddpm", "DDPMScheduler"),
-        "euler": Sampler("scheduling_euler_discrete", "EulerDiscreteScheduler", ("k_euler",)),
-        "euler_a": Sampler(
-            "scheduling_euler_ancestral_discrete",
-            "EulerAncestralDiscreteScheduler",
-            ("euler_ancestral", "k_euler_a", "k_euler_ancestral"),
-            takes_sample_prediction=False,
-        ),
-        "heun": Sampler("scheduling_heun_discrete", "HeunDiscreteScheduler", ("k_heun",)),
-        "dpm++2m": Sampler(
-            "scheduling_dpmsolver_multistep", "DPMSolverMultistepScheduler", ("dpmpp_2m", "k_dpmpp_2m", "dpm_solver++")
-        ),
-        "unipc": Sampler("scheduling_unipc_multistep", "UniPCMultistepScheduler"),
-        "pndm": Sampler("scheduling_pndm", "PNDMScheduler", ("plms",), takes_sample_prediction=False),
-        "deis": Sampler("scheduling_deis_multistep", "DEISMultistepScheduler"),
-        "lcm": Sampler("scheduling_lcm", "LCMScheduler"),
-        "lms": Sampler("scheduling_lms_discrete", "LMSDiscreteScheduler", ("k_lms",), needs="scipy"),
-    }
-)
-"""The samplers by the name we print; other spellings are accepted."""
-
-
-def _fold(name: str) -> str:
-    return re.sub(r"[\s_-]", "", name.casefold())
-
-
-_NAMES = {
-    _fold(spelling): name
-    for name, sampler in SCHEDULERS.items()
-    for spelling in (name, sampler.class_name, *sampler.aliases)
-}
-
-
-def scheduler_name(name: str) -> str:
-    """Return our name of a sampler, whatever the spelling: case, spaces, hyphens and underscores do not count.
-
-    Raises: UsageError naming the nearest samplers.
-
-    >>> scheduler_name("Euler a"), scheduler_name("DPM++ 2M"), scheduler_name("DDIMScheduler")
-    ('euler_a', 'dpm++2m', 'ddim')
-    """
-    try:
-        return _NAMES[_fold(name)]
-    except KeyError:
-        near = nearest(name, SCHEDULERS)
-        raise UsageError(f'scheduler "{name}" is unknown{near}. Valid: {", ".join(SCHEDULERS)}.') from None
