@@ -22,12 +22,12 @@ it then gets is the text gain, the share of the error that only the right captio
 0 says that the text is not read, long before one can tell from pictures.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -38,12 +38,12 @@ from t2im.diffusion.schedule import Schedule
 from t2im.seeds import seed_for
 from t2im.shapes import Latents, PerSample, TextStates, Timesteps
 
-LOSS_ROWS = 256
+LOSS_ROWS = 144
 """Pairs of an image and a timestep in the first part; few images are shown at several timesteps, of many a share."""
-LOG_SNRS = tuple(range(-4, 5))
+LOG_SNRS = (-4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0)
 """Noise levels of the second part: from the first outlines of a picture to its last details."""
 ROWS_PER_LEVEL = 16
-"""So both parts take 256 + 3 * 9 * 16 = 688 passes of a latent, however many images are held out."""
+"""So both parts take 144 + 3 * 9 * 16 = 576 passes of a latent, however many images are held out."""
 AT_ONCE = 48
 QUARTERS = 4
 SEED = seed_for(0, 0, "heldout")  # one exam for all runs, and none of training's noise is met again in it
@@ -74,15 +74,15 @@ class HeldOut:
     def __init__(self, store: Store, examples: Indices, schedule: Schedule) -> None:
         self._store, self._schedule = store, schedule
         even = (torch.arange(LOSS_ROWS) * 2 + 1) * len(schedule) // (2 * LOSS_ROWS)
-        self._loss_rows = _rows(examples, even, first_sample=0)
-        levels = timesteps_at(schedule, LOG_SNRS).repeat_interleave(ROWS_PER_LEVEL)
-        self._x0_rows = _rows(examples, levels, first_sample=LOSS_ROWS)
+        self._loss_rows = _rows(examples, schedule.timesteps[0] + even, first_sample=0)
+        levels = schedule.timestep_at_snr(torch.tensor(LOG_SNRS).exp())
+        self._x0_rows = _rows(examples, levels.repeat_interleave(ROWS_PER_LEVEL), first_sample=LOSS_ROWS)
         self._others = dict(zip(examples.tolist(), others(store, examples).tolist(), strict=True))
 
     def measure(self, denoiser: Denoiser, device: torch.device) -> dict[str, float]:
         """Return all numbers of the exam by their names; a pure function of the weights."""
         loss = self._loss(denoiser, device)
-        quarter = self._loss_rows.timesteps * QUARTERS // len(self._schedule)
+        quarter = (self._loss_rows.timesteps - self._schedule.timesteps[0]) * QUARTERS // len(self._schedule)
         true, shuffled, empty = (error.mean().item() for error in self._x0_errors(denoiser, device))
         return {
             "heldout_loss": loss.mean().item(),
@@ -110,7 +110,7 @@ class HeldOut:
         for rows in _parts(self._x0_rows, AT_ONCE // 3):
             batch, noised = self._noised(rows, device)
             other = np.array([self._others[example] for example in rows.examples.tolist()])
-            shuffled = self._store.batch(other, rows.samples, SEED).text
+            shuffled = replace(self._store.batch(other, rows.samples, SEED).text, sizes=batch.text.sizes)
             empty = self._store.batch(rows.examples, rows.samples, SEED, caption_dropout=1.0).text
             # One batch for the three questions: what is compared then went through the same kernels.
             text = TextStates.stack(batch.text, shuffled, empty).to(device)
@@ -125,12 +125,6 @@ class HeldOut:
         batch = self._store.batch(rows.examples, rows.samples, SEED)
         noise = objective.draw_noise(batch.latents.shape[1:], rows.samples.tolist(), SEED)
         return batch, objective.noise_at(batch.latents.to(device), noise, rows.timesteps, self._schedule)
-
-
-def timesteps_at(schedule: Schedule, log_snrs: Sequence[float]) -> Int[Tensor, "levels"]:
-    """Return the schedule's timestep nearest to each signal-to-noise ratio, given as natural logarithms."""
-    table = schedule.snr(torch.arange(len(schedule))).log()
-    return (table[None, :] - torch.tensor(log_snrs)[:, None]).abs().argmin(dim=1)
 
 
 def others(store: Store, examples: Indices) -> Indices:
