@@ -104,8 +104,8 @@ def _measure_images(examples: Sequence[Example], content: Keys, table: Table) ->
     todo = first[table.find(keys) < 0]
     if len(todo):
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            sizes = pool.map(lambda index: original_size(examples[index].path), todo.tolist())
-            table.append(content[todo], [np.array([size], dtype=np.int32) for size in sizes])
+            measured = pool.map(lambda index: original_size(examples[index].path), todo.tolist())
+            table.append(content[todo], [np.array([size], dtype=np.int32) for size in measured])
     sizes: NDArray[np.int32] = np.concatenate(table.take(table.find(content)))
     return sizes
 

@@ -1,8 +1,8 @@
 """How large are the three networks? Their sizes as settings, under the names of diffusers and transformers."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from t2im.settings import Fraction, NotNegative, Positive, PositiveFloat, Settings
 
@@ -80,6 +80,13 @@ class UNetConfig(Settings):
     def per_level(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
         """Spread a setting given once over all levels."""
         return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
+
+    @field_validator("transformer_layers_per_block", mode="before")
+    @classmethod
+    def _no_depth_of_zero(cls, depths: Any) -> Any:
+        if 0 in (depths if isinstance(depths, list | tuple) else [depths]):
+            raise ValueError("at least 1; a level without transformers is a DownBlock2D and an UpBlock2D")
+        return depths
 
     @model_validator(mode="after")
     def _levels_agree(self) -> Self:

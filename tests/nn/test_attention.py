@@ -54,6 +54,45 @@ def test_masked_tokens_might_as_well_not_be_there(upcast):
     torch.testing.assert_close(masked[1:], attention(tokens[1:], attention.keys_values(context[1:])))
 
 
+def scores_of(attention, tokens, context):
+    """Return what goes into the softmax."""
+    query = attention.norm_q(attention._split(attention.to_q(tokens)))
+    key, _ = attention.keys_values(context)
+    return query @ key.mT / math.sqrt(query.shape[-1])
+
+
+def test_normalised_attention_is_that_of_queries_and_keys_of_unit_mean_square():
+    torch.manual_seed(3)
+    attention = Attention(6, 5, heads=2, upcast=False, qk_norm=True)
+    with torch.no_grad():
+        attention.norm_q.weight.normal_()
+        attention.norm_k.weight.normal_()
+    tokens, context = torch.randn(3, 7, 6), torch.randn(3, 4, 5)
+    heads = []
+    for head in (slice(0, 3), slice(3, 6)):
+        query, key = attention.to_q(tokens)[..., head], attention.to_k(context)[..., head]
+        query = attention.norm_q.weight * query / query.square().mean(-1, keepdim=True).sqrt()
+        key = attention.norm_k.weight * key / key.square().mean(-1, keepdim=True).sqrt()
+        heads.append((query @ key.mT / math.sqrt(3)).softmax(-1) @ attention.to_v(context)[..., head])
+    expected = attention.to_out[0](torch.cat(heads, dim=-1))
+    torch.testing.assert_close(attention(tokens, attention.keys_values(context)), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("growth", [1.0, 100.0, 10_000.0])
+def test_normalised_scores_stay_below_their_closed_form_however_the_projections_grow(growth):
+    torch.manual_seed(4)
+    attention = Attention(22, 5, heads=2, upcast=False, qk_norm=True)
+    with torch.no_grad():
+        attention.norm_q.weight.fill_(1.5)
+        attention.to_q.weight.mul_(growth)
+        attention.to_k.weight.mul_(growth)
+    tokens, context = torch.randn(3, 17, 22), torch.randn(3, 13, 5)
+    bound = math.sqrt(11) * 1.5  # sqrt(head width) max|w_q| max|w_k|
+    assert 0.3 * bound < scores_of(attention, tokens, context).abs().max() <= bound + 1e-5
+    attention.norm_q = attention.norm_k = torch.nn.Identity()
+    assert growth == 1 or scores_of(attention, tokens, context).abs().max() > 10 * bound
+
+
 def test_a_prompt_without_any_visible_token_is_seen_evenly():
     torch.manual_seed(2)
     attention = Attention(6, 5, heads=2, upcast=False)

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from t2im.nn.embeddings import AttentionPooling, TextTimeEmbedding, TimestepEmbedding, sinusoidal_embedding
+from t2im.nn.embeddings import (
+    AttentionPooling,
+    SizeEmbedding,
+    TextTimeEmbedding,
+    TimestepEmbedding,
+    sinusoidal_embedding,
+)
 
 
 def test_embedding_is_cosines_then_sines_of_falling_frequency():
@@ -66,3 +72,23 @@ def test_summary_of_a_prompt_does_not_depend_on_the_order_of_its_states():
     summary = TextTimeEmbedding(8, 12, heads=2)
     states = torch.randn(1, 7, 8)
     torch.testing.assert_close(summary(states), summary(states.flip(1)))
+
+
+def test_summary_of_a_masked_prompt_is_that_of_its_visible_tokens():
+    torch.manual_seed(3)
+    summary = TextTimeEmbedding(8, 12, heads=2)
+    states = torch.randn(3, 7, 8)
+    mask = torch.tensor([[True] * 7, [True, False, True, False, False, False, True], [False] * 7])
+    masked = summary(states, mask)
+    for row in range(2):
+        torch.testing.assert_close(masked[row], summary(states[row : row + 1, mask[row]])[0])
+    assert torch.isfinite(masked).all()  # a prompt of which nothing is visible is summed up, too
+
+
+def test_sizes_are_waves_of_four_numbers_and_unknown_ones_are_nothing():
+    torch.manual_seed(4)
+    embedding = SizeEmbedding(6, 11)
+    sizes = torch.tensor([[64, 96, 0, 16], [0, 0, 0, 0]])
+    waves = torch.cat([sinusoidal_embedding(sizes[:1, number], 6) for number in range(4)], dim=1)
+    torch.testing.assert_close(embedding(sizes)[:1], embedding.embedding(waves))
+    assert not embedding(sizes)[1].any()

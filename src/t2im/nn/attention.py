@@ -43,13 +43,30 @@ def attention_bias(mask: TokenMask, dtype: torch.dtype) -> AttentionBias:
     return (1 - mask.to(dtype))[:, None, None, :] * -10000.0
 
 
+class RMSNorm(nn.Module):
+    """Bring vectors to mean square 1 and weigh their components: y = w x / sqrt(mean(x^2) + eps).
+
+    Zhang and Sennrich 2019, arXiv:1910.07467, equation 4.
+    """
+
+    def __init__(self, width: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, headed: Headed) -> Headed:
+        """Normalise queries or keys in the precision they come in; torch sums squares in fp32."""
+        weight = self.weight.to(headed.dtype)  # autocast leaves it in fp32, for which there is no fused kernel
+        return F.rms_norm(headed, weight.shape, weight, self.eps).to(headed.dtype)
+
+
 class Attention(nn.Module):
     """Multi-head attention: softmax(Q K^T / sqrt(head width)) V (Vaswani et al. 2017, equation 1).
 
-    With qk_norm, each head's queries and keys are first brought to length sqrt(head width) and scaled by learned
-    weights, which start at 1 (Dehghani et al. 2023, arXiv:2302.05442, section 2.1; RMS norm: Zhang and Sennrich 2019,
-    arXiv:1910.07467). By Cauchy and Schwarz no score then exceeds sqrt(head width) max|w_q| max|w_k|, however the
-    projections grow; without it, growing scores make attention choose one token, and training unstable.
+    With qk_norm, each head's queries and keys are normalised first (Dehghani et al. 2023, arXiv:2302.05442, section
+    2.1). They have length sqrt(head width) then, so by Cauchy and Schwarz no score exceeds sqrt(head width) max|w_q|
+    max|w_k|, however the projections grow. Without it scores may grow until attention sees one token only, and training
+    is unstable.
     """
 
     def __init__(
@@ -58,8 +75,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.upcast = upcast
-        self.norm_q = nn.RMSNorm(channels // heads, eps=1e-6) if qk_norm else None
-        self.norm_k = nn.RMSNorm(channels // heads, eps=1e-6) if qk_norm else None
+        self.norm_q = RMSNorm(channels // heads) if qk_norm else nn.Identity()
+        self.norm_k = RMSNorm(channels // heads) if qk_norm else nn.Identity()
         self.to_q = nn.Linear(channels, channels, bias=False)
         self.to_k = nn.Linear(context_channels, channels, bias=False)
         self.to_v = nn.Linear(context_channels, channels, bias=False)
@@ -67,11 +84,11 @@ class Attention(nn.Module):
 
     def keys_values(self, context: Float[Tensor, "batch tokens context_channels"]) -> KeysValues:
         """Compute what the tokens of a context offer: the text's (cross-attention), or the picture's own."""
-        return _normed(self._split(self.to_k(context)), self.norm_k), self._split(self.to_v(context))
+        return self.norm_k(self._split(self.to_k(context))), self._split(self.to_v(context))
 
     def forward(self, tokens: Tokens, keys_values: KeysValues, bias: AttentionBias | None = None) -> Tokens:
         """Let the tokens look at a context, given by its keys and values."""
-        mixture = self._attend(_normed(self._split(self.to_q(tokens)), self.norm_q), *keys_values, bias)
+        mixture = self._attend(self.norm_q(self._split(self.to_q(tokens))), *keys_values, bias)
         output: Tensor = self.to_out[0](mixture.transpose(1, 2).flatten(2))
         return output
 
@@ -88,11 +105,6 @@ class Attention(nn.Module):
             bias = None if bias is None else bias.to(dtype)
             mixture = F.scaled_dot_product_attention(query.to(dtype), key.to(dtype), value.to(dtype), bias)
         return mixture.to(query.dtype)
-
-
-def _normed(headed: Headed, norm: nn.RMSNorm | None) -> Headed:
-    """Normalise queries or keys, if the model does; autocast would leave them in fp32, beside values in bf16."""
-    return headed if norm is None else norm(headed).to(headed.dtype)
 
 
 class GEGLU(nn.Module):
