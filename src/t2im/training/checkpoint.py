@@ -96,8 +96,8 @@ class Checkpoints:
         if kind is None or issubclass(kind, Exception):
             self._settle()
 
-    def write(self, state: Mapping[str, Any], *, step: int, epoch: int, at_epoch: bool) -> Path:
-        """Save a state and wait until it is verified, as at the end of a run; return its path.
+    def write(self, state: Mapping[str, Any], *, step: int, epoch: int, at_epoch: bool) -> Saved:
+        """Save a state and wait until it is verified, as at the end of a run.
 
         Raises: TrainingError if that fails; NotFinite if the state is not finite.
         """
@@ -106,7 +106,7 @@ class Checkpoints:
         saved = self._outcomes.pop()
         if saved.problem:
             raise TrainingError(f"{saved.path}: not saved: {saved.problem}. {self._what_there_is()}")
-        return saved.path
+        return saved
 
     def write_in_background(self, state: Mapping[str, Any], *, step: int, epoch: int, at_epoch: bool) -> None:
         """Copy a state, and save it while training goes on; waits if the save before is still under way.
