@@ -11,14 +11,15 @@ from t2im.config import OptimizationConfig
 from t2im.errors import ModelError, TrainingError
 from t2im.seeds import seed_for
 from t2im.training.checkpoint import Checkpoints, read_state, write_state
-from t2im.training.loop import Budget, Plan, fit
+from t2im.training.loop import fit
 from t2im.training.report import Report
+from t2im.training.rhythm import Budget, Plan
 
-SETTINGS = OptimizationConfig(batch_size=4, learning_rate=0.05, warmup_steps=2, weight_decay=0.0, max_bad_steps=3)
+SETTINGS = OptimizationConfig(batch_size=4, learning_rate=0.05, warmup_steps=2, weight_decay=0.0, max_bad_steps=3, ema_decay=0.9)
 
 
 class Line:
-    name, examples = "line", 10
+    name, examples, headlines = "line", 10, ("heldout_loss",)
 
     def __init__(self, poison=(), on_step=None, dropout=0.1):
         torch.manual_seed(3)
@@ -40,6 +41,9 @@ class Line:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("a picture")
 
+    def describe(self, samples):
+        return [f"sample {sample}" for sample in samples]
+
     def state_dict(self):
         return {"extra": "fact"}
 
@@ -59,7 +63,6 @@ def run(folder, steps, *, task=None, resume=False, plan=None, settings=SETTINGS,
             checkpoints,
             report,
             seed=5,
-            ema_decay=0.9,
             resume=resume,
         )
     return task, progress
@@ -164,7 +167,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
     damaged = bytearray(newest.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     newest.write_bytes(damaged)
-    path, state = Checkpoints(tmp_path, write_state, read_state).read_newest()
+    with pytest.warns(UserWarning, match="damaged"):
+        path, state = Checkpoints(tmp_path, write_state, read_state).read_newest()
     assert path == older and state["progress"]["epoch"] == 2
 
 
@@ -201,7 +205,7 @@ def test_metrics_are_json_even_when_a_number_is_not(tmp_path):
 def test_a_run_stopped_before_its_first_step_can_be_resumed(tmp_path, monkeypatch):
     from t2im.training import interrupt
 
-    monkeypatch.setattr(interrupt.Interruption, "__enter__", lambda self: setattr(self, "requested", True) or self)
+    monkeypatch.setattr(interrupt.Interruption, "__enter__", lambda self: setattr(self, "exit_code", 130) or self)
     _, stopped = run(tmp_path, 3)
     monkeypatch.undo()
     assert stopped.step == 0 and not stopped.finished

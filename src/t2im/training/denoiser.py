@@ -20,6 +20,7 @@ from t2im.nn.unet import ConditionalUNet
 from t2im.picture import grid, to_pil
 from t2im.seeds import seed_for
 from t2im.training.heldout import HeldOut
+from t2im.training.trainer import Forward
 
 PREVIEW_SEED = 1
 
@@ -28,6 +29,7 @@ class DenoiserTask:
     """Train the UNet on cached latents and text states; no image and no encoder is touched by a step."""
 
     name = "unet"
+    headlines: tuple[str, ...] = ("heldout_loss", "heldout_x0", "text_gain")
 
     def __init__(
         self,
@@ -48,19 +50,21 @@ class DenoiserTask:
         self.model = ConditionalUNet(config.unet)
         self.examples = len(train)
         self.schedule = Schedule(config.schedule, config.objective.type)
+        self._objective = config.objective
         self._store, self._train, self._config, self._about = store, train, config, dict(about)
         self._vae, self._text_encoder = vae, text_encoder
         self._heldout = HeldOut(store, heldout, self.schedule) if len(heldout) else None
         self._prompts = list(config.training.preview_prompts) or preview_captions(store, heldout, train)
         self._previewed = text_encoder(self._prompts), text_encoder([""])
 
-    def loss(self, model: nn.Module, samples: range) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: Forward, samples: range) -> tuple[Tensor, dict[str, Tensor]]:
         """Draw examples, noise them, let the UNet see through, compare."""
         indices = np.arange(samples.start, samples.stop)
-        shown = self._train[examples_at(indices, len(self._train), self._seed)]
-        batch = self._store.batch(shown, indices, self._seed, self._config.training.caption_dropout)
-        device = next(model.parameters()).device
-        noised = objective.noise(batch.latents.to(device), batch.sample_indices, self.schedule, self._seed)
+        batch = self._store.batch(self._shown(indices), indices, self._seed, self._config.training.caption_dropout)
+        device = next(self.model.parameters()).device
+        noised = objective.noise(
+            batch.latents.to(device), batch.sample_indices, self.schedule, self._seed, self._objective
+        )
         prediction = model(noised.latents, noised.timesteps, batch.text.to(device))
         return objective.loss(prediction, noised), {}
 
@@ -68,11 +72,11 @@ class DenoiserTask:
         """Return what the fixed exam on held-out images measures, or nothing where no images were held out."""
         if self._heldout is None:
             return {}
-        return self._heldout.measure(model, next(model.parameters()).device)
+        return self._heldout.measure(model, next(self.model.parameters()).device)
 
     def preview(self, model: nn.Module, path: Path) -> None:
         """Draw the preview prompts with the model's own sampler and defaults, always from the same noise."""
-        device = next(model.parameters()).device
+        device = next(self.model.parameters()).device
         text, empty = (states.to(device) for states in self._previewed)
         sampling = self._config.sampling
         for step in sample(
@@ -89,12 +93,22 @@ class DenoiserTask:
         path.parent.mkdir(parents=True, exist_ok=True)
         grid(to_pil(self._vae.decode(latents)), captions=self._prompts).save(path)
 
+    def describe(self, samples: range) -> list[str]:
+        """Return the image and the captions of each sample."""
+        shown = self._shown(np.arange(samples.start, samples.stop)).tolist()
+        return [f"{self._store.examples[index].path}: {' | '.join(self._store.captions(index))}" for index in shown]
+
     def state_dict(self) -> dict[str, Any]:
         """Return the settings, the encoders' identities and facts about the data."""
         return {"config": self._config.model_dump(mode="json"), **self._about}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take nothing up: the run was built from the checkpoint's settings."""
+
+    def _shown(self, samples: Indices) -> Indices:
+        """Return which example each sample of the run shows."""
+        chosen: Indices = self._train[examples_at(samples, len(self._train), self._seed)]
+        return chosen
 
 
 def preview_captions(store: Store, heldout: Indices, train: Indices, count: int = 8) -> list[str]:

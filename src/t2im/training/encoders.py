@@ -20,9 +20,11 @@ from t2im.encoders.text import TextEncoder, text_part, train_tokenizer
 from t2im.encoders.vae import VAE, latent_statistics, whitened
 from t2im.files import atomic_folder, require_writable
 from t2im.training.checkpoint import Checkpoints, read_state, write_state
-from t2im.training.loop import Budget, Plan, Progress, fit
+from t2im.training.loop import fit
 from t2im.training.report import Report
+from t2im.training.rhythm import Budget, Plan, Progress
 from t2im.training.tasks import CLIPTask, VAETask
+from t2im.training.trainer import Compute
 
 ENCODERS = "encoders"
 SAMPLED_IMAGES = 2048
@@ -171,8 +173,6 @@ def _fit(
             checkpoints,
             report,
             seed=seed,
-            ema_decay=settings.ema_decay,
-            mixed_precision=config.training.mixed_precision,
-            device=str(device),
+            compute=Compute(str(device), config.training.mixed_precision),
             resume=resume and bool(checkpoints.paths()),
         )

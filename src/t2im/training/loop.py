@@ -1,30 +1,32 @@
 """How does a network learn? The loop one reads at a sitting.
 
-    for each step:  draw samples -> loss -> gradient -> clip -> AdamW -> moving average
+    for each step:  draw samples -> loss -> gradient -> clip -> optimizer -> moving averages
     now and then:   measure on held-out images, draw previews, save
 
 It trains the UNet, the VAE and the text encoder alike; what one step computes is a `Task`. Nothing here is random: what
 a sample is, and every draw made for it, follows from its index (see `seeds.py`), so a run that was stopped and resumed
-takes the same steps as one that was not.
+takes the same steps as one that was not. Each technique lives in a file beside this one; `Trainer` holds them together.
 """
 
-import math
 import time
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from t2im.config import OptimizationConfig
-from t2im.errors import TrainingError
-from t2im.training.checkpoint import Checkpoints
-from t2im.training.ema import EMA
+from t2im.training.checkpoint import Checkpoints, NotFinite, Saved
+from t2im.training.ema_snapshots import FOLDER, EMASnapshots, identity
+from t2im.training.environment import changes_since
 from t2im.training.interrupt import Interruption
-from t2im.training.optim import adamw, clip_gradients, learning_rate, set_learning_rate
+from t2im.training.learning_rate import learning_rate
+from t2im.training.nonfinite import Guard
 from t2im.training.report import Report
+from t2im.training.rhythm import Budget, Plan, Progress, Rhythm, Speed
+from t2im.training.trainer import Compute, Forward, Taken, Trainer
+
+ON_THE_CPU = Compute()
 
 
 class Task(Protocol):
@@ -33,13 +35,15 @@ class Task(Protocol):
     name: str
     examples: int
     """Training examples: the samples of one epoch."""
+    headlines: tuple[str, ...]
+    """Which of the numbers of `evaluate` a person wants to see first."""
 
     @property
     def model(self) -> nn.Module:
         """What learns."""
         ...
 
-    def loss(self, model: nn.Module, samples: range) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: Forward, samples: range) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean loss of samples of the run (numbered from its start), and numbers worth logging."""
         ...
 
@@ -51,6 +55,10 @@ class Task(Protocol):
         """Write a picture that shows what the model can do now."""
         ...
 
+    def describe(self, samples: range) -> list[str]:
+        """Return what each sample of the run shows, to name those that broke a step."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold beside the model's own state."""
         ...
@@ -58,50 +66,6 @@ class Task(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up such a state."""
         ...
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long to train: a number of steps, or minutes of training time.
-
-    Minutes depend on the machine, so only a run over steps can be repeated bit by bit.
-    """
-
-    steps: int | None = None
-    minutes: float | None = None
-
-    def done(self, progress: "Progress") -> float:
-        """Return the share of the run that is behind, 1 at its end."""
-        by_steps = progress.step / self.steps if self.steps else 0.0
-        by_time = progress.seconds / (60 * self.minutes) if self.minutes else 0.0
-        return max(by_steps, by_time)
-
-
-@dataclass
-class Progress:
-    """Where a run is."""
-
-    step: int = 0
-    samples: int = 0
-    epoch: int = 0
-    seconds: float = 0.0
-    """Of training, evaluating and saving."""
-    skipped_steps: int = 0
-    evaluation: dict[str, float] = field(default_factory=dict)
-    """What the last evaluation measured."""
-    finished: bool = False
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How often to look at the model and to save it."""
-
-    evaluations: int = 20
-    """Over the run."""
-    checkpoint_epochs: int = 0
-    """Epochs between checkpoints; 0: by time only."""
-    checkpoint_minutes: float = 15.0
-    """Minutes of training between checkpoints."""
 
 
 def fit(
@@ -113,193 +77,210 @@ def fit(
     report: Report,
     *,
     seed: int = 0,
-    ema_decay: float = 0.0,
-    mixed_precision: str = "auto",
-    device: str = "cpu",
+    compute: Compute = ON_THE_CPU,
+    ema_sigmas: tuple[float, ...] = (),
     resume: bool = False,
 ) -> Progress:
     """Train a task's model until the budget is spent or the user stops it; the model ends with its averaged weights.
 
-    Raises: TrainingError if steps stay non-finite; ModelError if there is nothing sound to resume from.
+    Weights that are found to be no numbers any more, as a fault of the memory makes them, are never saved: the run goes
+    back to its newest checkpoint, once.
+
+    Raises: TrainingError if steps stay non-finite, or nothing can be saved; ModelError if there is nothing sound to
+    resume from.
     """
-    from accelerate import Accelerator
+    options: dict[str, Any] = {"seed": seed, "compute": compute, "ema_sigmas": ema_sigmas}
+    try:
+        return _fit(task, settings, budget, plan, checkpoints, report, **options, resume=resume)
+    except NotFinite as error:
+        if not checkpoints.paths():
+            raise
+        report.event("rollback", reason=str(error))
+        report.say(f"{error} Going back to the newest checkpoint.")
+    return _fit(task, settings, budget, plan, checkpoints, report, **options, resume=True)
 
-    accelerator = Accelerator(mixed_precision=_precision(mixed_precision, device), cpu=device == "cpu")
-    torch.manual_seed(seed)  # dropout, where a model has it, is the one draw that torch makes by itself
-    task.model.to(accelerator.device).train()
-    ema = EMA(task.model, ema_decay) if ema_decay else None
-    model, optimizer = accelerator.prepare(task.model, adamw(task.model, settings))
-    progress = Progress()
+
+def _fit(
+    task: Task,
+    settings: OptimizationConfig,
+    budget: Budget,
+    plan: Plan,
+    checkpoints: Checkpoints,
+    report: Report,
+    *,
+    seed: int,
+    compute: Compute,
+    ema_sigmas: tuple[float, ...],
+    resume: bool,
+) -> Progress:
+    trainer = Trainer(task.model, settings, seed=seed, compute=compute, ema_sigmas=ema_sigmas, say=report.say)
+    run = _Run(task, trainer, checkpoints, report, Guard(checkpoints.folder, settings.max_bad_steps))
     if resume:
-        path, state = checkpoints.read_newest()
-        progress = _restore(state, task, ema, optimizer)
-        report.event("resume", step=progress.step, path=path.name)
-        report.say(f"{task.name}: going on from {path.name}, step {progress.step}")
-    bad_steps = 0
-    rhythm = _Rhythm(plan, budget, progress)
-    speed = _Speed()
+        run.resume()
+    progress = run.progress
+    rhythm, speed = Rhythm(plan, budget, progress), Speed()
+    snapshots = run.snapshots() if ema_sigmas else None
+    began = time.perf_counter() - progress.seconds
 
-    with Interruption(report.say) as interruption:
-        while not (finished := budget.done(progress) >= 1) and not interruption.requested:
+    with checkpoints, Interruption(report.say) as interruption:
+        while budget.done(progress) < 1 and not interruption.requested:
             started = time.perf_counter()
             samples = range(progress.samples, progress.samples + settings.batch_size)
-            set_learning_rate(optimizer, learning_rate(progress.step, budget.done(progress), settings))
-            with accelerator.autocast():
-                loss, numbers = task.loss(model, samples)
-            accelerator.backward(loss)
-            gradient_norm = clip_gradients(model, settings.max_grad_norm)
-
-            # Judged before the optimizer moves: one non-finite step would poison the weights and both its memories.
-            if finite := bool(torch.isfinite(loss.detach()) & torch.isfinite(gradient_norm)):
-                optimizer.step()
-                if ema is not None:
-                    ema.update(task.model)
-                bad_steps = 0
-            else:
-                bad_steps += 1
-                progress.skipped_steps += 1
-                report.event("skipped", step=progress.step, samples=[samples.start, samples.stop])
-            optimizer.zero_grad(set_to_none=True)
-            if bad_steps >= settings.max_bad_steps:
-                raise TrainingError(
-                    f"{task.name}: {bad_steps} steps in a row were not finite, up to step {progress.step}. The newest "
-                    f"checkpoint is sound: lower the learning rate (now {settings.learning_rate:g}) and --resume."
-                )
+            rate = learning_rate(progress.step, budget.done(progress), settings)
+            taken = trainer.step(task.loss, samples, rate)
+            run.judge(taken, samples)
+            trainer.forget_gradients()
 
             progress.step += 1
             progress.samples += settings.batch_size
             progress.epoch = progress.samples // task.examples
+            progress.seconds = time.perf_counter() - began
             speed.add(settings.batch_size, time.perf_counter() - started)
-            if finite and rhythm.log(progress):
-                shown = {"loss": loss.item(), **{key: value.item() for key, value in numbers.items()}}
-                rate = optimizer.param_groups[0]["lr"]
-                report.event(
-                    "step",
-                    step=progress.step,
-                    epoch=progress.epoch,
-                    samples=progress.samples,
-                    **shown,
-                    learning_rate=rate,
-                    gradient_norm=gradient_norm.item(),
-                    samples_per_second=round(speed.rate, 2),
-                )
-                report.progress(
-                    budget.done(progress), f"epoch {progress.epoch} loss {shown['loss']:.4f} {speed.rate:.1f} samples/s"
-                )
-            if rhythm.evaluate(progress):
-                _evaluate(task, ema, model, checkpoints.folder, progress, report)
-            progress.seconds += time.perf_counter() - started
-            if rhythm.save(progress):
-                _save(checkpoints, task, ema, optimizer, progress, report)
+            rhythm.step(progress)
+            if taken.finite and rhythm.log:
+                run.log(taken, rate, speed.rate, budget.done(progress))
+            judged_by = run.evaluate() if rhythm.evaluate else {}
+            if rhythm.preview(progress) and not judged_by:
+                run.preview()
+            if snapshots is not None and trainer.power_ema is not None and rhythm.snapshot:
+                snapshots.write(trainer.power_ema)
+            if rhythm.save(progress) or checkpoints.is_best(judged_by):
+                run.save(judged_by)
+            run.tell_saves()
+            progress.seconds = time.perf_counter() - began
 
-    progress.finished = finished
-    _save(checkpoints, task, ema, optimizer, progress, report)
-    if ema is not None:
-        ema.copy_to(task.model)
+        progress.finished = budget.done(progress) >= 1
+        progress.exit_code = interruption.exit_code
+        run.save_and_wait()
+    trainer.finish()
     return progress
 
 
-def _evaluate(task: Task, ema: EMA | None, model: nn.Module, folder: Path, progress: Progress, report: Report) -> None:
-    """Measure with the averaged weights, for they are what samples come from, and with the raw ones beside them."""
-    started = time.perf_counter()
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        raw = {f"raw_{key}": value for key, value in task.evaluate(model).items()} if ema is not None else {}
-        with ema.swapped_in(task.model) if ema is not None else nullcontext():
-            numbers = task.evaluate(model)
-            task.preview(model, folder / "previews" / f"{task.name}_step_{progress.step:08d}.png")
-    model.train(training)
-    progress.evaluation = numbers
-    seconds = round(time.perf_counter() - started, 2)
-    report.event("evaluation", step=progress.step, epoch=progress.epoch, **numbers, **raw, seconds=seconds)
-    words = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in numbers.items())
-    report.say(f"{task.name} step {progress.step} epoch {progress.epoch}: {words}")
+class _Run:
+    """What happens around the steps: judging, measuring, showing, saving."""
 
+    def __init__(self, task: Task, trainer: Trainer, checkpoints: Checkpoints, report: Report, guard: Guard) -> None:
+        self.progress = Progress()
+        self._task, self._trainer = task, trainer
+        self._checkpoints, self._report, self._guard = checkpoints, report, guard
 
-def _save(
-    checkpoints: Checkpoints, task: Task, ema: EMA | None, optimizer: Any, progress: Progress, report: Report
-) -> None:
-    state = {
-        "model": task.model.state_dict(),
-        "ema": ema.state_dict() if ema is not None else None,
-        "optimizer": optimizer.state_dict(),
-        "progress": asdict(progress),
-        "rng": _random_state(),
-        **task.state_dict(),
-    }
-    # An epoch rarely ends with a batch; the batch that reaches its end counts as its end.
-    at_epoch = progress.samples % task.examples * progress.step < max(1, progress.samples)
-    path = checkpoints.write(state, step=progress.step, epoch=progress.epoch, at_epoch=at_epoch)
-    report.event("save", step=progress.step, path=path.name)
+    def resume(self) -> None:
+        """Go on from the newest sound checkpoint."""
+        path, state = self._checkpoints.read_newest()
+        self._trainer.load_state_dict(state)
+        self._task.load_state_dict(state)
+        self._guard.load_state_dict(state["guard"])
+        self.progress = Progress(**state["progress"])
+        if changes := changes_since(state["environment"]):
+            self._report.say(changes)
+        self._report.event("resume", step=self.progress.step, path=path.name)
+        self._report.say(f"{self._task.name}: going on from {path.name}, step {self.progress.step}")
 
+    def snapshots(self) -> EMASnapshots:
+        """Return where averages are kept, without those that a resumed run will make again."""
+        snapshots = EMASnapshots(self._checkpoints.folder / FOLDER, identity(self._task.state_dict()))
+        snapshots.go_on_from(self.progress.step)
+        return snapshots
 
-def _restore(state: dict[str, Any], task: Task, ema: EMA | None, optimizer: Any) -> Progress:
-    task.model.load_state_dict(state["model"])
-    if ema is not None and state["ema"] is not None:
-        ema.load_state_dict(state["ema"])
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["rng"]["cpu"])
-    if "cuda" in state["rng"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["rng"]["cuda"])
-    task.load_state_dict(state)
-    return Progress(**state["progress"])
+    def judge(self, taken: Taken, samples: range) -> None:
+        """Note a step that was not finite, and what it was made of.
 
+        Raises: TrainingError if it is one too many.
+        """
+        if taken.finite:
+            self._guard.good()
+            return
+        step = self.progress.step
+        self.progress.skipped_steps += 1
+        self._report.event("skipped", step=step, samples=[samples.start, samples.stop], excused=taken.excused)
+        if not taken.excused:
+            shown = self._task.describe(samples)
+            self._guard.bad(step, lambda: self._trainer.evidence(self._task.loss, samples, taken, shown))
 
-def _random_state() -> dict[str, Any]:
-    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
+    def log(self, taken: Taken, rate: float, samples_per_second: float, done: float) -> None:
+        """Write a step's numbers."""
+        progress = self.progress
+        shown = {"loss": taken.loss.item(), **{name: value.item() for name, value in taken.numbers.items()}}
+        self._report.event(
+            "step",
+            step=progress.step,
+            epoch=progress.epoch,
+            samples=progress.samples,
+            **shown,
+            learning_rate=rate,
+            gradient_norm=taken.gradient_norm.item(),
+            samples_per_second=round(samples_per_second, 2),
+            training_seconds=round(progress.seconds, 2),
+        )
+        self._report.progress(
+            done, f"epoch {progress.epoch} loss {shown['loss']:.4f} {samples_per_second:.1f} samples/s"
+        )
 
+    def evaluate(self) -> dict[str, float]:
+        """Measure with the averaged weights, for they are what samples come from, and with the raw ones beside them."""
+        started = time.perf_counter()
+        self._trainer.check_averages()
+        raw = {}
+        if self._trainer.ema is not None:
+            with self._trainer.at_rest(averaged=False) as model:
+                raw = {f"raw_{key}": value for key, value in self._task.evaluate(model).items()}
+        with self._trainer.at_rest(averaged=True) as model:
+            numbers = self._task.evaluate(model)
+        self.preview()
+        progress = self.progress
+        progress.evaluation = numbers
+        spent = time.perf_counter() - started
+        self._report.event(
+            "evaluation",
+            step=progress.step,
+            epoch=progress.epoch,
+            samples=progress.samples,
+            **numbers,
+            **raw,
+            seconds=round(spent, 2),
+            training_seconds=round(progress.seconds, 2),
+        )
+        words = ", ".join(
+            f"{key.replace('_', ' ')} {numbers[key]:.4g}" for key in self._task.headlines if key in numbers
+        )
+        self._report.say(f"{self._task.name} step {progress.step} epoch {progress.epoch}: {words}")
+        return numbers
 
-def _precision(wanted: str, device: str) -> str:
-    """bf16 only where the hardware multiplies it fast; on most CPUs it is many times slower than fp32."""
-    if wanted != "auto":
-        return wanted
-    return "bf16" if device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    def preview(self) -> None:
+        """Draw what the model can do now."""
+        path = self._checkpoints.folder / "previews" / f"{self._task.name}_step_{self.progress.step:08d}.png"
+        with self._trainer.at_rest(averaged=True) as model:
+            self._task.preview(model, path)
 
+    def save(self, judged_by: dict[str, float]) -> None:
+        """Begin to write a checkpoint; training goes on meanwhile."""
+        self._checkpoints.write_in_background(self._state(judged_by), **self._place())
 
-class _Rhythm:
-    """Says when something is due; its answers follow from the progress alone, so they survive a resume."""
+    def tell_saves(self) -> None:
+        """Report the saves that have ended."""
+        for saved in self._checkpoints.finished():
+            self._tell(saved)
 
-    def __init__(self, plan: Plan, budget: Budget, progress: Progress) -> None:
-        self._plan, self._budget = plan, budget
-        self._evaluated = self._slot(progress, plan.evaluations)
-        self._epoch = progress.epoch
-        self._saved_seconds = progress.seconds
+    def save_and_wait(self) -> None:
+        """Write the last checkpoint."""
+        self._tell(self._checkpoints.write(self._state({}), **self._place()))
 
-    def log(self, progress: Progress) -> bool:
-        return progress.step <= 10 or progress.step % 10 == 0
+    def _tell(self, saved: Saved) -> None:
+        self._report.event("save", step=saved.step, path=saved.path.name, best=saved.best, problem=saved.problem)
+        if saved.problem:
+            self._report.say(f"{saved.path.name}: not saved, training goes on: {saved.problem}")
 
-    def evaluate(self, progress: Progress) -> bool:
-        due = self._slot(progress, self._plan.evaluations) > self._evaluated
-        self._evaluated = self._slot(progress, self._plan.evaluations)
-        return due
+    def _state(self, judged_by: dict[str, float]) -> dict[str, Any]:
+        return {
+            **self._trainer.state_dict(),
+            "progress": asdict(self.progress),
+            "guard": self._guard.state_dict(),
+            "judged_by": judged_by,
+            **self._task.state_dict(),
+        }
 
-    def save(self, progress: Progress) -> bool:
-        every = self._plan.checkpoint_epochs
-        due = every > 0 and progress.epoch // every > self._epoch // every
-        self._epoch = progress.epoch
-        due = due or progress.seconds - self._saved_seconds > 60 * self._plan.checkpoint_minutes
-        if due:
-            self._saved_seconds = progress.seconds
-        return due
-
-    def _slot(self, progress: Progress, count: int) -> int:
-        return min(count, math.floor(self._budget.done(progress) * count + 1e-9))
-
-
-class _Speed:
-    """Samples per second over the last steps."""
-
-    def __init__(self, steps: int = 20) -> None:
-        self._steps = steps
-        self._recent: list[tuple[int, float]] = []
-
-    def add(self, samples: int, seconds: float) -> None:
-        self._recent = [*self._recent[-self._steps + 1 :], (samples, seconds)]
-
-    @property
-    def rate(self) -> float:
-        return sum(samples for samples, _ in self._recent) / sum(seconds for _, seconds in self._recent)
+    def _place(self) -> dict[str, Any]:
+        progress = self.progress
+        # An epoch rarely ends with a batch; the batch that reaches its end counts as its end.
+        at_epoch = progress.samples % self._task.examples * progress.step < max(1, progress.samples)
+        return {"step": progress.step, "epoch": progress.epoch, "at_epoch": at_epoch}

@@ -25,9 +25,11 @@ from t2im.training.checkpoint import Checkpoints
 from t2im.training.choice import text_encoder_for, vae_for
 from t2im.training.denoiser import DenoiserTask, known_captions, read_unet_checkpoint, write_unet_checkpoint
 from t2im.training.encoders import ENCODERS, keep_encoders, train_clip, train_vae
-from t2im.training.loop import Budget, Plan, Progress, fit
+from t2im.training.loop import fit
 from t2im.training.report import Report
+from t2im.training.rhythm import Budget, Plan, Progress
 from t2im.training.split import Split, read_split
+from t2im.training.trainer import Compute
 
 Say = Callable[[str], None]
 
@@ -46,6 +48,8 @@ class Run:
     steps: int
     epochs: int
     finished: bool
+    exit_code: int = 0
+    """What a command should end with: 0, or the code of the signal that stopped the run."""
 
 
 def train(
@@ -125,6 +129,7 @@ def train(
             progress.step,
             progress.epoch,
             progress.finished,
+            progress.exit_code,
         )
 
 
@@ -199,6 +204,9 @@ def _fit_unet(
     epochs = (steps or 0) * settings.batch_size // task.examples
     plan = Plan(
         evaluations=settings.evaluations,
+        preview_minutes=settings.preview_minutes,
+        snapshots=settings.ema_snapshots if settings.ema_sigmas else 0,
+        checkpoint_steps=settings.checkpoint_steps,
         checkpoint_minutes=settings.checkpoint_minutes,
         checkpoint_epochs=settings.checkpoint_epochs or max(1, epochs // 10),
     )
@@ -211,9 +219,8 @@ def _fit_unet(
             checkpoints,
             report,
             seed=settings.seed,
-            ema_decay=settings.ema_decay,
-            mixed_precision=settings.mixed_precision,
-            device=str(device),
+            compute=Compute(str(device), settings.mixed_precision, settings.compile, settings.channels_last),
+            ema_sigmas=settings.ema_sigmas,
             resume=resume,
         )
 

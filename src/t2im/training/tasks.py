@@ -24,6 +24,7 @@ from t2im.picture import grid, to_pil
 from t2im.seeds import seed_for
 from t2im.shapes import Images, Latents
 from t2im.training.discriminator import Judge
+from t2im.training.trainer import Forward
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -91,6 +92,7 @@ class VAETask:
     """
 
     name = "vae"
+    headlines: tuple[str, ...] = ("heldout_psnr",)
 
     def __init__(
         self,
@@ -112,12 +114,12 @@ class VAETask:
             self._judge = Judge(settings.learning_rate / 4, seed_for(seed, 0, "initial weights of the discriminator"))
         self._noise_shape = (vae.latent_channels, *(data.resolution // vae.downscale,) * 2)
 
-    def loss(self, model: nn.Module, samples: range) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: Forward, samples: range) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of one batch and its parts."""
         images = self.batches.moved(self.batches.images(self.batches.at(samples)), samples)
         generator = torch.Generator().manual_seed(seed_for(self._seed, samples.start, "posterior"))
         noise = torch.randn(len(samples), *self._noise_shape, generator=generator)
-        device = next(model.parameters()).device
+        device = next(self.model.parameters()).device
         images = images.to(device)
         reconstruction, mean, logvar = model(images, noise.to(device))
         pixels = F.l1_loss(reconstruction, images)
@@ -143,6 +145,10 @@ class VAETask:
         rows = torch.cat([images, self._redrawn(images)])
         path.parent.mkdir(parents=True, exist_ok=True)
         grid(to_pil(rows), columns=len(images)).save(path)
+
+    def describe(self, samples: range) -> list[str]:
+        """Return the image of each sample."""
+        return [str(example.path) for example in self.batches.at(samples)]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the discriminator's state, if there is one; all else is in the model."""
@@ -173,6 +179,7 @@ class CLIPTask:
     """
 
     name = "clip"
+    headlines: tuple[str, ...] = ("heldout_loss", "recall_at_1", "recall_at_5")
 
     def __init__(
         self,
@@ -191,7 +198,7 @@ class CLIPTask:
         self._heldout = list(heldout[:256])
         self._heldout_images = self.batches.images(self._heldout)
 
-    def loss(self, model: nn.Module, samples: range) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: Forward, samples: range) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the contrastive loss of one batch, and how often an image found its caption."""
         shown = self.batches.at(samples)
         images = self.batches.moved(self.batches.images(shown), samples)
@@ -219,6 +226,10 @@ class CLIPTask:
     def preview(self, model: nn.Module, path: Path) -> None:
         """Draw nothing: there is nothing to see."""
 
+    def describe(self, samples: range) -> list[str]:
+        """Return the image and the captions of each sample."""
+        return [f"{example.path}: {' | '.join(example.captions)}" for example in self.batches.at(samples)]
+
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: all is in the model."""
         return {}
@@ -226,9 +237,9 @@ class CLIPTask:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take nothing up."""
 
-    def _similarities(self, model: nn.Module, images: Images, captions: Sequence[str]) -> Tensor:
+    def _similarities(self, model: Forward, images: Images, captions: Sequence[str]) -> Tensor:
         """Return the scaled cosine of every image (rows) with every caption (columns)."""
-        device = next(model.parameters()).device
+        device = next(self.model.parameters()).device
         # Padded to the longest only: the tower is causal and reads the result at the end mark, so padding is wasted work.
         tokens = self._tokenizer(list(captions), padding="longest", truncation=True, return_tensors="pt")
         with torch.no_grad():
