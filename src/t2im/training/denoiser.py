@@ -16,6 +16,7 @@ from t2im.diffusion.sample import sample
 from t2im.diffusion.schedule import Schedule
 from t2im.encoders.text import TextEncoder
 from t2im.encoders.vae import VAE
+from t2im.nn.blocks import checkpoint_gradients
 from t2im.nn.unet import ConditionalUNet
 from t2im.picture import grid, to_pil
 from t2im.seeds import seed_for
@@ -48,6 +49,8 @@ class DenoiserTask:
         self._seed = config.training.seed
         torch.manual_seed(seed_for(self._seed, 0, "initial weights of the UNet"))
         self.model = ConditionalUNet(config.unet)
+        if config.training.gradient_checkpointing:
+            checkpoint_gradients(self.model)
         self.examples = len(train)
         self.schedule = Schedule(config.schedule, config.objective.type)
         self._objective = config.objective

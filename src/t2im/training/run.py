@@ -21,6 +21,7 @@ from t2im.files import alone_in, require_writable
 from t2im.model import TextToImage
 from t2im.recipe import load_config
 from t2im.settings import parse_settings
+from t2im.toml import write_config
 from t2im.training.checkpoint import Checkpoints
 from t2im.training.choice import text_encoder_for, vae_for
 from t2im.training.denoiser import DenoiserTask, known_captions, read_unet_checkpoint, write_unet_checkpoint
@@ -111,6 +112,7 @@ def train(
             config.data,
             progress=lambda what, done, total: report.progress(done / max(1, total), f"encoding {what}"),
         )
+        write_config(config, output / "config.toml")
         about = {"encoders": encoders, **_about(folder, store, data, newest, report.say)}
         task = DenoiserTask(store, data.train, data.heldout, chosen_vae, text, config, about)
         checkpoints = _checkpoints(output, keep=config.training.keep_checkpoints)
@@ -285,7 +287,7 @@ def _about(
 
 
 def _checkpoints(output: Path, keep: int = 2) -> Checkpoints:
-    return Checkpoints(output, write_unet_checkpoint, read_unet_checkpoint, keep=keep)
+    return Checkpoints(output, write_unet_checkpoint, read_unet_checkpoint, keep=keep, best_by="heldout_loss")
 
 
 def _newest(checkpoints: Checkpoints, resume: bool) -> dict[str, Any] | None:
