@@ -158,6 +158,29 @@ def test_dropout_changes_nothing_but_the_captions(tmp_path):
     assert kept.any() and not kept.all()
 
 
+@pytest.mark.parametrize(("dropout", "low", "high"), [(0.0, 0, 0), (0.2, 60, 140), (0.9, 410, 490)])
+def test_sizes_are_those_of_the_example_but_for_the_share_that_is_unknown(tmp_path, dropout, low, high):
+    store, _ = build(tmp_path)
+    batch = next(store.batches(batch_size=500, seed=3, size_dropout=dropout))
+    unknown = (batch.text.sizes == 0).all(dim=1)
+    assert low <= unknown.sum() <= high
+    expected = torch.from_numpy(store.sizes)[batch.example_indices]
+    assert torch.equal(batch.text.sizes[~unknown], expected[~unknown])
+
+
+def test_sizes_are_left_out_unless_asked_for_and_change_nothing_else(tmp_path):
+    store, words = build(tmp_path, flip=True)
+    with_it, without = (
+        next(store.batches(batch_size=40, seed=3, caption_dropout=0.5, **asked))
+        for asked in ({"size_dropout": 0.5}, {})
+    )
+    assert without.text.sizes is None
+    assert torch.equal(with_it.latents, without.latents)
+    assert torch.equal(with_it.text.hidden_states, without.text.hidden_states)
+    unknown, empty = with_it.text.sizes[:, 0] == 0, with_it.text.hidden_states[:, 0, 0] == words.index("")
+    assert len({*zip(unknown.tolist(), empty.tolist(), strict=True)}) == 4  # each goes by its own chance
+
+
 def test_a_subset_is_shown_alone_and_by_its_own_numbers(tmp_path):
     store, _ = build(tmp_path)
     batch = next(store.batches(batch_size=30, seed=3, examples=np.array([4, 1, 2])))

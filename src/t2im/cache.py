@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from t2im.batches import Store
 from t2im.blocks import CacheRebuilt, Keys, Table, Writer
@@ -94,32 +93,30 @@ def build(
         rows[:-1],
         int(rows[-1]),
         masked=text_encoder.padding == "mask",
-        sizes=_told_sizes(originals, config.resolution),
+        sizes=np.array([_told_size(height, width, config.resolution) for height, width in originals], dtype=np.int32),
     )
 
 
-def _measure_images(examples: Sequence[Example], content: Keys, table: Table) -> NDArray[np.int32]:
-    """Return (n, 2) height and width of the files' images, of those that are not yet known from their headers."""
+def _measure_images(examples: Sequence[Example], content: Keys, table: Table) -> list[list[int]]:
+    """Return height and width of each file's image, read from the header unless it is known already."""
     keys, first = np.unique(content, return_index=True)
     todo = first[table.find(keys) < 0]
     if len(todo):
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             measured = pool.map(lambda index: original_size(examples[index].path), todo.tolist())
             table.append(content[todo], [np.array([size], dtype=np.int32) for size in measured])
-    sizes: NDArray[np.int32] = np.concatenate(table.take(table.find(content)))
-    return sizes
+    return [size[0].tolist() for size in table.take(table.find(content))]
 
 
-def _told_sizes(originals: NDArray[np.int32], resolution: int) -> NDArray[np.int32]:
-    """Return (n, 4) what is told of images of a height and a width: these, and top and left of the centre square.
+def _told_size(height: int, width: int, resolution: int) -> tuple[int, ...]:
+    """Return what is told of an image: its height and width, and top and left of its centre square.
 
     All in pixels of the training resolution: an image that is larger counts as if its shorter side were just as long,
     for nothing is lost by reducing it, and a UNet asked for its native size shall know what is meant.
     """
-    heights, widths = originals.T.astype(np.float64)
-    sides, tops, lefts = np.vectorize(centre_square)(heights, widths)
-    told = np.stack([heights, widths, tops, lefts], axis=1) * np.minimum(1, resolution / sides)[:, None]
-    return np.rint(told).astype(np.int32)
+    side, top, left = centre_square(height, width)
+    scale = min(1.0, resolution / side)
+    return tuple(round(number * scale) for number in (height, width, top, left))
 
 
 def _encode_images(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from t2im.data.images import MAX_PIXELS, UPRIGHT, decode, read_image, read_images, square
+from t2im.data.images import MAX_PIXELS, UPRIGHT, decode, original_size, read_image, read_images, square
 from t2im.errors import BadImage, UsageError
 
 rng = np.random.default_rng(5)
@@ -79,6 +79,7 @@ def test_every_exif_orientation_is_made_upright(orientation, name, store):
     image = decode(path)
     assert (np.asarray(image) == NOISE).all()
     assert image.info == {"size": (17, 13), "animated": False}
+    assert original_size(path) == (13, 17)  # height first
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,8 @@ def original_size(path: str | Path) -> tuple[int, int]:
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            lying = width != height and _orientation(image) in LYING
+            width, height = image.size  # upright in a TIFF already; a square's orientation does not matter
+            lying = width != height and image.format != "TIFF" and _orientation(image) in LYING
     except Exception as error:
         raise BadImage(f"{printable(path)}: {_reason(error)}{FIX}") from error
     return (width, height) if lying else (height, width)
