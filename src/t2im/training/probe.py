@@ -97,7 +97,7 @@ def available_memory(device: torch.device) -> int | None:
     try:
         meminfo = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable:"))
-        return min(free, _allowed_by_container()) + _status("VmRSS")
+        return int(min(free, _allowed_by_container())) + _status("VmRSS")
     except (OSError, StopIteration):
         return None
 
@@ -110,7 +110,7 @@ def flops_per_sample(task: Task) -> int:
     two plain matrix products here, because PyTorch's counter does not know the fused kernels of every device.
     """
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        task.loss(task.model.train(), range(1))[0].backward()
+        torch.autograd.backward(task.loss(task.model.train(), range(1))[0])
     task.model.zero_grad(set_to_none=True)
     return int(counter.get_total_flops())
 
