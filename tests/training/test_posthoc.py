@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from t2im.errors import ModelError, TrainingError, UsageError
-from t2im.training.ema_snapshots import EMASnapshots, identity, series
-from t2im.training.posthoc import inner_products, mixture, reconstruct
+from t2im.training.ema_snapshots import EMASnapshots, series
+from t2im.training.posthoc import inner_products, reconstruct
 from t2im.training.power_ema import PowerEMA, exponent_of
 
 STEPS, COUNT = 960, 32

@@ -44,7 +44,7 @@ def ema(
         device=device,
         say=lambda text: console.print(text, markup=False, soft_wrap=True),
     )
-    table = Table("weights", "weighting is off by", "held-out loss", "x0 error", "text gain", "")
+    table = Table("weights", "off by", "held-out loss", "x0 error", "text gain", "")
     for each in choice.candidates:
         off = "" if each.error is None else f"{each.error:.1%}"
         numbers = [f"{each.loss:.5f}", f"{each.measured['heldout_x0']:.5f}", f"{each.measured['text_gain']:.1%}"]

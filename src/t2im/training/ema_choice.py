@@ -18,12 +18,10 @@ from t2im import cache
 from t2im.card import ModelFacts
 from t2im.checkpoint import config_of
 from t2im.devices import available_device
-from t2im.diffusion.sample import sample
 from t2im.errors import UsageError
 from t2im.files import atomic_path
 from t2im.model import TextToImage
 from t2im.model_folder import DESCRIPTION_FILE, read_description
-from t2im.picture import to_pil
 from t2im.training.checkpoint import Checkpoints
 from t2im.training.denoiser import PREVIEW_SEED, preview_captions, read_unet_checkpoint, write_unet_checkpoint
 from t2im.training.ema_snapshots import FOLDER, EMASnapshot, series
@@ -99,24 +97,27 @@ def choose(
     store = cache.build(data.examples, model.vae, model.text_encoder, run / "cache", config.data)
     heldout = HeldOut(store, data.heldout, model.schedule)
     prompts = list(config.training.preview_prompts) or preview_captions(store, data.heldout, data.train)
+    prompts = prompts[:PROMPTS]
+    step = max(snapshot.step for snapshot in snapshots)
+    say(f"{len(snapshots)} snapshots, up to update {step}; the newest checkpoint is {path.name}")
 
     candidates: list[Candidate] = []
     rows: list[list[Image.Image]] = []
     for candidate, weights in _all_weights(state, snapshots, sigmas):
         model.unet.load_state_dict(weights)
         candidates.append(replace(candidate, measured=heldout.measure(model.unet, where)))
-        rows.append(_pictures(model, prompts[:PROMPTS]))
+        drawn = model(prompts, seed=PREVIEW_SEED)
+        rows.append([picture.image for picture in drawn] if isinstance(drawn, list) else [drawn.image])
         say(f"{candidate.name}: held-out loss {candidates[-1].loss:.5f}")
     best = min((each for each in candidates if each.sigma is not None), key=lambda each: each.loss)
     strip = run / FOLDER / "strip.png"
     labels = [f"{each.name}{' *' if each is best else ''}\n{each.loss:.5f}" for each in candidates]
     with atomic_path(strip) as temporary:
-        draw_strip(rows, labels, prompts[:PROMPTS]).save(temporary)
+        draw_strip(rows, labels, prompts).save(temporary)
 
     assert best.sigma is not None
     model.unet.load_state_dict(reconstruct(snapshots, best.sigma)[0])
-    step = max(snapshot.step for snapshot in snapshots)
-    facts = _facts(model.facts, run, {"ema_sigma": best.sigma, "step": step, **best.measured})
+    facts = _facts(model.facts, run, {"ema_sigma": best.sigma, "steps": step, **best.measured})
     replace(model, facts=facts).save(model_folder)
     return Choice(tuple(candidates), best, step, strip, model_folder)
 
@@ -153,23 +154,6 @@ def _all_weights(
     for sigma in sigmas:
         weights, mixed = reconstruct(snapshots, sigma)
         yield Candidate(f"sigma {sigma:.3g}", {}, sigma, mixed.error), weights
-
-
-def _pictures(model: TextToImage, prompts: Sequence[str]) -> list[Image.Image]:
-    text, empty = model.text_encoder(prompts), model.text_encoder([""])
-    sampling = model.sampling
-    for step in sample(
-        model.unet,
-        model.schedule,
-        text,
-        negative=empty,
-        seed=PREVIEW_SEED,
-        num_inference_steps=sampling.num_inference_steps,
-        guidance_scale=sampling.guidance_scale,
-        scheduler=sampling.scheduler,
-    ):
-        latents = step.latents
-    return to_pil(model.vae.decode(latents))
 
 
 def _images_of(run: Path, folder: str | Path | None) -> Path:

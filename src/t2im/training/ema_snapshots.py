@@ -55,14 +55,12 @@ class EMASnapshot:
 
 
 def identity(state: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of what a run cannot change on its way: network, objective, seed and encoders.
+    """Return the SHA-256 of what a run cannot change on its way, nor a newer version of this package: seed and encoders.
 
     state: a checkpoint, or what a task adds to one: "config" and "encoders".
     """
-    config = state["config"]
-    fixed = {name: config[name] for name in ("unet", "schedule", "objective")}
     encoders = {name: encoder["sha256"] for name, encoder in state["encoders"].items()}
-    return sha256(dumps([fixed, config["training"]["seed"], encoders], sort_keys=True).encode()).hexdigest()
+    return sha256(dumps([state["config"]["training"]["seed"], encoders], sort_keys=True).encode()).hexdigest()
 
 
 class EMASnapshots:
@@ -72,10 +70,10 @@ class EMASnapshots:
         """Keep snapshots in a folder, under the identity of their run."""
         self.folder, self._run = folder, run
 
-    def go_on_from(self, step: int) -> None:
-        """Remove snapshots beyond the step that the run goes on from, 0 when it begins, and what a killed process left."""
+    def go_on_from(self, updates: int) -> None:
+        """Remove snapshots of more updates than the run goes on from, 0 when it begins, and what a killed process left."""
         for path in self.folder.glob("step_*_sigma_*.safetensors"):
-            if int(path.name.split("_")[1]) > step:
+            if int(path.name.split("_")[1]) > updates:
                 path.unlink()
         remove_strays(self.folder, r"\.step_.*\.tmp\.safetensors")
 

@@ -70,7 +70,9 @@ def mixture(kept: Sequence[tuple[float, int]], sigma: float, step: int) -> Mixtu
     system[:count, :count] = inner_products(gammas, steps, gammas, steps)
     system[count, count] = 0
     target = np.append(inner_products(gammas, steps, wanted, now)[:, 0], 1.0)
-    shares = np.linalg.solve(system, target)[:count]
+    # Least squares and not a plain solution: of snapshots that are almost alike, such as those of sigma 0.1 and 0.1001,
+    # the smallest mixture is taken, not one of huge shares that cancel.
+    shares = np.linalg.lstsq(system, target)[0][:count]
     norm = inner_products(wanted, now, wanted, now).item()
     squared = shares @ system[:count, :count] @ shares - 2 * shares @ target[:count] + norm
     return Mixture(tuple(shares.tolist()), float(np.sqrt(max(0.0, squared) / norm)))
@@ -81,14 +83,16 @@ def reconstruct(snapshots: Sequence[EMASnapshot], sigma: float) -> tuple[dict[st
 
     The snapshots are read one after the other and summed in float64; memory does not grow with their number.
 
-    Raises: ModelError for a snapshot that cannot be read, or if the result is not finite.
+    Raises: ModelError for a snapshot that cannot be read or is of another network, or if the result is not finite.
     """
     mixed = mixture([(kept.sigma, kept.step) for kept in snapshots], sigma, max(kept.step for kept in snapshots))
     total: dict[str, Tensor] = {}
     for share, snapshot in zip(mixed.shares, snapshots, strict=True):
-        for name, weight in snapshot.weights().items():
-            if name not in total:
-                total[name] = torch.zeros(weight.shape, dtype=torch.float64)
+        weights = snapshot.weights()
+        total = total or {name: torch.zeros(weight.shape, dtype=torch.float64) for name, weight in weights.items()}
+        if {name: weight.shape for name, weight in weights.items()} != {n: w.shape for n, w in total.items()}:
+            raise ModelError(f"{snapshot.path}: holds another network than {snapshots[0].path.name}. Delete it.")
+        for name, weight in weights.items():
             total[name].add_(weight.double(), alpha=share)
     for name, weight in total.items():
         if not torch.isfinite(weight).all():

@@ -66,7 +66,7 @@ class PowerEMA:
         self.updates = 0
         self.averages = {sigma: trainable(model) for sigma in sigmas}
         self._exponents = {sigma: exponent_of(sigma) for sigma in sigmas}
-        self._start = some_values(trainable(model).values())
+        self._start = some_values(p for p in model.parameters() if p.requires_grad)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
