@@ -69,7 +69,7 @@ def evidence(
     largest = sorted((name for name in norms if math.isfinite(norms[name])), key=lambda name: -norms[name])
     return {
         "suspect": suspect,
-        "loss": _number(float(loss)),
+        "loss": _number(float(loss.detach())),
         "samples": [{"sample": i, "shows": shown[i], "loss": _number(losses[i])} for i in (guilty or samples)],
         "weights_not_finite": {"count": len(weights), "first": weights[:NAMED]},
         "gradients_not_finite": {"count": len(bad), "of": len(gradients), "first": bad[:NAMED]},

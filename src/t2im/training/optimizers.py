@@ -179,10 +179,11 @@ OPTIMIZERS: dict[OptimizerName, Callable[[nn.Module, OptimizationConfig], torch.
 def _groups(parameters: Iterable[nn.Parameter], settings: OptimizationConfig) -> Groups:
     """Split what is trained into what decays and what does not."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    return [
+    groups: Groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
+    return [group for group in groups if group["params"]]  # some libraries stumble over empty ones
 
 
 def _imported(
