@@ -32,6 +32,8 @@ UNEVEN = UNetConfig(
     resnet_time_scale_shift="scale_shift",
     addition_embed_type="text",
     addition_embed_type_num_heads=5,
+    qk_norm=True,
+    size_conditioning=True,
 )
 
 
@@ -48,6 +50,8 @@ def parts_of(model):
         if level.upsampler is not None:
             yield level.upsampler
     yield from (*model.mid_parts, *model.out, *model.time, *model.text)
+    if model.size is not None:
+        yield model.size
 
 
 def test_every_weight_belongs_to_exactly_one_part(unet):
@@ -120,5 +124,7 @@ def test_a_unet_without_a_native_size_is_described_in_fractions():
 
 def test_deep_transformers_say_how_deep():
     parts = {part.path: part.detail for part in parts_of(anatomy(ConditionalUNet(UNEVEN)))}
-    assert parts["down_blocks.0.attentions.0"] == "2 heads"
-    assert parts["down_blocks.2.attentions.0"] == "3 × 4 heads"
+    assert parts["down_blocks.0.attentions.0"] == "2 QK-norm heads"
+    assert parts["down_blocks.2.attentions.0"] == "3 × 4 QK-norm heads"
+    plain = ConditionalUNet(UNEVEN.model_copy(update={"qk_norm": False}))
+    assert anatomy(plain).levels[2].rows[1].down[1].detail == "3 × 4 heads"

@@ -30,6 +30,9 @@ CONFIGS = {
         use_linear_projection=False,
     ),
     "pooled text": UNetConfig(sample_size=None, addition_embed_type="text", addition_embed_type_num_heads=8),
+    "all options": UNetConfig(
+        addition_embed_type="text", addition_embed_type_num_heads=8, qk_norm=True, size_conditioning=True
+    ),
 }
 
 
@@ -71,7 +74,7 @@ def test_time_and_text_enter_every_part_that_hears_them(unet):
         element.get("class") for element in ElementTree.fromstring(architecture_svg(unet)).iter(f"{SVG}polygon")
     )
     names = [name for name, _ in unet.named_modules()]
-    assert heads["time-head"] == sum(name.endswith("time_emb_proj") for name in names)
+    assert heads["time-head"] == sum(name.endswith(("time_emb_proj", "size_embedding")) for name in names)
     assert heads["text-head"] == sum(bool(re.search(r"attentions\.\d+$", name)) for name in names)
 
 

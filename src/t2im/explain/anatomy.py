@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from t2im.nn.attention import RMSNorm
 from t2im.nn.blocks import layers
 from t2im.nn.unet import ConditionalUNet
 
@@ -77,6 +78,8 @@ class Anatomy:
     out: tuple[Part, ...]
     time: tuple[Part, ...]
     """What makes the time embedding of waves."""
+    size: Part | None
+    """What makes a vector of a picture's original size and crop that is added to it, in models that have this."""
     text: tuple[Part, ...]
     """What makes a vector of the text that is added to it, in models that have this."""
     waves: int
@@ -128,6 +131,7 @@ def anatomy(unet: ConditionalUNet) -> Anatomy:
             _part("conv_out", module.conv_out, "conv_out", _channels(module.conv_out, module.conv_out)),
         ),
         time=(_embedding("time_embedding", embedding, f"→ {embedding.linear_2.out_features}"),),
+        size=None if module.size_embedding is None else _embedding("size_embedding", module.size_embedding, "→ time"),
         text=() if pooling is None else (_embedding("add_embedding", pooling, "joins the time"),),
         waves=embedding.linear_1.in_features,
         text_channels=unet.config.cross_attention_dim,
@@ -146,7 +150,8 @@ def _layers(path: str, block: Any) -> list[tuple[Part, ...]]:
         if layer.attention is not None:
             blocks: Any = layer.attention.transformer_blocks
             depth = f"{len(blocks)} × " if len(blocks) > 1 else ""
-            detail = f"{depth}{blocks[0].attn2.heads} heads"
+            attention = blocks[0].attn2
+            detail = f"{depth}{attention.heads} {'QK-norm ' if isinstance(attention.norm_q, RMSNorm) else ''}heads"
             name = type(layer.attention).__name__
             parts.append(_part(f"{path}.attentions.{index}", layer.attention, name, detail, "text"))
         found.append(tuple(parts))

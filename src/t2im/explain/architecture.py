@@ -21,6 +21,7 @@ PART, BETWEEN, CAPTION, PADDING = 46, 16, 25, 9  # heights
 SOURCES, ENDS, HEADER = 78, 138, 198  # tops of: time and text, latents and prediction, the first band
 SLIT = 6  # between parts of a layer
 MID_PART = 176
+SIZE_PART = 121  # what may stand left of the timestep
 STYLES = {"time": "time", "text": "text", "nothing": "plain"}
 LIGHT, DARK = (
     {
@@ -198,6 +199,9 @@ def _draw_sources(drawing: Drawing, model: Anatomy, taps: list[Tap]) -> None:
         drawing.text(x + 10, SOURCES + 37, detail, "detail")
         for index, part in enumerate(parts, start=1):
             _draw_part(drawing, part, x + index * (width + SLIT), SOURCES, width, style)
+    if model.size is not None:
+        _draw_part(drawing, model.size, LEFT - BUS - SIZE_PART - 8, SOURCES, SIZE_PART, "time")
+        drawing.line([(LEFT - BUS - 8, SOURCES + 36), (LEFT, SOURCES + 36)], "time-line", arrow="time-head")
     above = SOURCES - 10  # round whatever stands beside the prompt
     for style, x, start in (
         ("time", LEFT - BUS, [(LEFT, SOURCES + 23)]),
