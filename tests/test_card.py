@@ -14,8 +14,8 @@ FACTS = ModelFacts(
 
 
 def card(**settings):
-    values = {"side": 64, "parameters": {"UNet": 1234567}, "stock": True, **settings}
-    return model_card(FACTS, SamplingConfig(), **values)
+    values = {"side": 64, "parameters": {"UNet": 1234567}, "stock_obstacle": None}
+    return model_card(FACTS, SamplingConfig(), **{**values, **settings})
 
 
 def front_matter(text):
@@ -41,21 +41,21 @@ def test_the_facts_are_told_and_what_is_nested_is_left_out():
     assert "curve" not in text
 
 
-@pytest.mark.parametrize("stock", [True, False])
-def test_every_block_of_code_is_python(stock):
-    blocks = card(stock=stock).split("```python\n")[1:]
-    assert len(blocks) == (2 if stock else 1)
+@pytest.mark.parametrize("obstacle", [None, "it squints"])
+def test_every_block_of_code_is_python(obstacle):
+    blocks = card(stock_obstacle=obstacle).split("```python\n")[1:]
+    assert len(blocks) == (1 if obstacle else 2)
     for block in blocks:
         compile(block.split("```")[0], "card", "exec")
 
 
 def test_a_model_that_no_stock_pipeline_runs_does_not_send_people_there():
-    text = card(stock=False)
+    text = card(stock_obstacle="it squints")
     assert front_matter(text)["library_name"] == "t2im"
     assert "from diffusers" not in text
-    assert "without their padding" in text
+    assert "A stock diffusers pipeline cannot draw with it: it squints.\n" in text
 
 
 def test_a_card_without_facts_has_no_empty_tables():
-    text = model_card(ModelFacts(name="x"), SamplingConfig(), side=8, parameters={}, stock=True)
+    text = model_card(ModelFacts(name="x"), SamplingConfig(), side=8, parameters={}, stock_obstacle=None)
     assert "|" not in text

@@ -76,10 +76,38 @@ def test_weights_too_large_for_half_precision_are_refused(build_model, tmp_path)
 def test_only_what_the_stock_pipeline_can_run_is_announced_to_it(build_model, tmp_path, padding):
     model = build_model(padding=padding)
     folder = model.save(tmp_path / "model")
-    assert (folder / "model_index.json").exists() == (padding == "attend")
+    assert (folder / "model_index.json").exists() == (model.stock_obstacle is None) == (padding == "attend")
+    assert json.loads((folder / "t2im.json").read_text())["stock_obstacle"] == model.stock_obstacle
+    assert (str(model.stock_obstacle) in (folder / "README.md").read_text()) == (padding == "mask")
     loaded = TextToImage.load(folder)
     assert loaded.text_encoder.padding == padding
     assert pixels(loaded(PROMPT, seed=3)) == pixels(model(PROMPT, seed=3))
+
+
+def test_a_folder_for_diffusers_is_refused_with_the_reason(build_model, tmp_path):
+    build_model().save(tmp_path / "attends", for_diffusers=True)
+    with pytest.raises(UsageError, match=r"tiny: not saved for diffusers, because the UNet reads prompts without"):
+        build_model(padding="mask").save(tmp_path / "masks", for_diffusers=True)
+    assert not (tmp_path / "masks").exists()
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "heun", "dpm++2m", "unipc"])
+def test_a_flow_model_draws_the_same_from_its_folder(build_model, tmp_path, scheduler):
+    model = build_model(Schedule(ScheduleConfig(num_train_timesteps=500), "flow"), scheduler=scheduler)
+    loaded = TextToImage.load(model.save(tmp_path / "model"))
+    assert (loaded.schedule.config, loaded.schedule.prediction_type) == (model.schedule.config, "flow")
+    assert pixels(loaded(PROMPT, seed=3)) == pixels(model(PROMPT, seed=3))
+    with pytest.raises(UsageError, match=r'"ddim" cannot run the straight path of flow; use euler'):
+        loaded(PROMPT, scheduler="ddim")
+
+
+def test_a_shifted_flow_from_elsewhere_is_refused(build_model, tmp_path):
+    folder = build_model(Schedule(ScheduleConfig(), "flow"), scheduler="euler").save(tmp_path / "model")
+    (folder / "t2im.json").unlink()
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"shift": 3.0}))
+    with pytest.raises(ModelError, match="a shifted flow is not supported"):
+        TextToImage.load(folder)
 
 
 def test_a_model_is_replaced_but_nothing_else_is(tiny_model, folder, tmp_path):

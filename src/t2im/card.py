@@ -26,13 +26,19 @@ class ModelFacts(Settings):
 
 
 def model_card(
-    facts: ModelFacts, sampling: SamplingConfig, *, side: int, parameters: Mapping[str, int], stock: bool
+    facts: ModelFacts,
+    sampling: SamplingConfig,
+    *,
+    side: int,
+    parameters: Mapping[str, int],
+    stock_obstacle: str | None,
 ) -> str:
     """Return the README.md of a model folder, in the form that model hubs read.
 
-    side: pixels of a native picture. parameters: how many each part has. stock: whether diffusers' own
-    `StableDiffusionPipeline` draws the same pictures; if not, the card says so and shows no way to try.
+    side: pixels of a native picture. parameters: how many each part has. stock_obstacle: why diffusers' own
+    `StableDiffusionPipeline` cannot draw the same pictures, if so; the card then says it and shows no way to try.
     """
+    stock = stock_obstacle is None
     prompts = facts.captions[:4] or ("a red fox",)
     quoted = [json.dumps(prompt, ensure_ascii=False) for prompt in prompts]  # a JSON string is a YAML and Python string
     front = [
@@ -66,7 +72,7 @@ def model_card(
             "```",
         ]
     else:
-        use += ["", "The UNet reads prompts without their padding, which a stock diffusers pipeline cannot do."]
+        use += ["", f"A stock diffusers pipeline cannot draw with it: {stock_obstacle}."]
     sizes = {f"parameters of the {part}": f"{count:,}" for part, count in parameters.items()}
     return "\n".join(
         [

@@ -43,6 +43,7 @@ from t2im.request import RANDOM, Request, ResolvedRequest
 from t2im.samplers import scheduler_name
 from t2im.settings import parse_settings
 from t2im.shapes import TextStates
+from t2im.stock import stock_obstacle
 
 MOST_AT_ONCE = 16
 PIXELS_AT_ONCE = 2**20
@@ -155,9 +156,14 @@ class TextToImage:
         )
 
     @property
-    def is_stock(self) -> bool:
-        """Whether diffusers' own StableDiffusionPipeline draws the same pictures."""
-        return self.text_encoder.padding == "attend"
+    def stock_obstacle(self) -> str | None:
+        """Why diffusers' own StableDiffusionPipeline cannot draw the same pictures; None if it can."""
+        return stock_obstacle(
+            self.unet.config,
+            padding=self.text_encoder.padding,
+            prediction_type=self.schedule.prediction_type,
+            scheduler=self.sampling.scheduler,
+        )
 
     @property
     def native_size(self) -> tuple[int, int]:
@@ -172,13 +178,19 @@ class TextToImage:
         self.text_encoder.to(device)
         return self
 
-    def save(self, folder: str | Path, *, dtype: Literal["float32", "float16"] = "float32") -> Path:
+    def save(
+        self, folder: str | Path, *, dtype: Literal["float32", "float16"] = "float32", for_diffusers: bool = False
+    ) -> Path:
         """Write a model folder, whole or not at all; an older model there is replaced.
 
-        A model that no stock pipeline can run gets no model_index.json: opened, it would draw other pictures silently.
+        A model that no stock pipeline can run gets no model_index.json, and `t2im.json` and the card say why.
+        for_diffusers: write it only if diffusers can draw with it.
 
-        Raises: UsageError if the folder holds something else than a model.
+        Raises: UsageError if the folder holds something else than a model, or if diffusers cannot do what it should.
         """
+        obstacle = self.stock_obstacle
+        if for_diffusers and obstacle:
+            raise UsageError(f"{self.facts.name}: not saved for diffusers, because {obstacle}.")
         folder = Path(folder)
         if (
             folder.exists()
@@ -192,18 +204,23 @@ class TextToImage:
             self.text_encoder.save(temporary)
             scheduler: Any = self.schedule.scheduler(self.sampling.scheduler)
             scheduler.save_pretrained(temporary / "scheduler")
-            if self.is_stock:
+            if obstacle is None:
                 write_json(temporary / "model_index.json", model_index(type(scheduler).__name__))
             if dtype == "float16":
                 halve_weights(temporary)
             parts = {"UNet": self.unet, "VAE": self.vae.module, "text encoder": self.text_encoder.module}
             parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
             card = model_card(
-                self.facts, self.sampling, side=self.native_size[0], parameters=parameters, stock=self.is_stock
+                self.facts,
+                self.sampling,
+                side=self.native_size[0],
+                parameters=parameters,
+                stock_obstacle=obstacle,
             )
             write_text(temporary / "README.md", card)
             text = TextConfig(padding=self.text_encoder.padding)
-            write_description(temporary, Description(facts=self.facts, sampling=self.sampling, text=text))
+            description = Description(facts=self.facts, sampling=self.sampling, text=text, stock_obstacle=obstacle)
+            write_description(temporary, description)
         return folder
 
     def __call__(

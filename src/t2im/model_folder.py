@@ -36,6 +36,8 @@ class Description(Settings):
     """What the model does when it is only given a prompt."""
     text: TextConfig = TextConfig()
     """How it reads padded prompts."""
+    stock_obstacle: str | None = None
+    """Why diffusers' own pipeline cannot draw with it; None if it can."""
     checksums: Mapping[str, str] = {}
     """SHA-256 of every file but the card, by path."""
 

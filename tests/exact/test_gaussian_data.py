@@ -4,12 +4,14 @@ If the data are Gaussian, x_0 ~ N(m, s^2), the best possible denoiser is a formu
 random but the start. Whatever then differs from N(m, s^2) is the sampler's own error: its discretisation, or a bug.
 """
 
+import dataclasses
 import importlib.util
 import math
 
 import pytest
 import torch
 
+from t2im import samplers
 from t2im.config import ScheduleConfig
 from t2im.diffusion import schedulers
 from t2im.diffusion.sample import sample
@@ -21,6 +23,15 @@ MEAN, STD = 0.7, 0.5
 NOBODY = TextStates(torch.zeros(1, 1, 1))
 RUNNABLE = [name for name in SCHEDULERS if name != "lms" or importlib.util.find_spec("scipy")]
 ZERO_SNR = ScheduleConfig(rescale_betas_zero_snr=True)
+
+
+FLOW = Schedule(ScheduleConfig(), "flow")
+
+
+def runs(name, schedule):
+    """Return whether a sampler can run a schedule; that it says so is tested in test_samplers.py."""
+    sampler = SCHEDULERS[name]
+    return sampler.takes_zero_snr if schedule.config is ZERO_SNR else bool(sampler.flow) or schedule is not FLOW
 
 
 def start():
@@ -112,6 +123,41 @@ def test_every_sampler_lands_on_the_data(name):
     assert mean == pytest.approx(0.697 if name in STOCHASTIC else 0.676, abs=0.006 if name in STOCHASTIC else 0.001)
 
 
+# The same of rectified flow, which begins at pure noise, so that its mean is the data's.
+FLOW_ARRIVALS = {"euler": (0.464, 0.493), "heun": (0.498, 0.500), "dpm++2m": (0.507, 0.502), "unipc": (0.505, 0.501)}
+
+
+@pytest.mark.parametrize("name", FLOW_ARRIVALS)
+def test_every_flow_sampler_lands_on_the_data(name):
+    for steps, expected in zip((20, 100), FLOW_ARRIVALS[name], strict=True):
+        mean, std = figures(draw(FLOW, scheduler=name, num_inference_steps=steps))
+        assert std == pytest.approx(expected, abs=0.001)
+        assert mean == pytest.approx(MEAN, abs=0.001)
+
+
+def test_every_sampler_that_says_it_can_run_flow_is_tried():
+    assert list(FLOW_ARRIVALS) == [name for name, sampler in SCHEDULERS.items() if sampler.flow]
+
+
+def test_flow_by_euler_is_its_closed_form():
+    # dx/dsigma = E[eps - x_0 | x] is affine in x; n even steps from sigma = 1 to 0 (Liu et al. 2022, eq. 1).
+    mean, std, n = 0.0, 1.0, 23
+    for sigma in (1 - i / n for i in range(n)):
+        alpha = 1 - sigma
+        slope = (sigma - alpha * STD**2) / (alpha**2 * STD**2 + sigma**2)
+        mean, std = mean - (slope * (mean - alpha * MEAN) - MEAN) / n, std * (1 - slope / n)
+    steps = draw(FLOW, scheduler="euler", num_inference_steps=n)
+    assert figures(steps) == pytest.approx((mean, std), abs=2e-5)
+
+
+def test_the_guard_bites_when_the_flow_sampler_keeps_diffusers_last_step(monkeypatch):
+    # deis is refused for flow because its last step leads nowhere: what is left of the noise is seen at once.
+    deis = dataclasses.replace(SCHEDULERS["deis"], flow=("scheduling_deis_multistep", "DEISMultistepScheduler"))
+    monkeypatch.setattr(samplers, "SCHEDULERS", {**SCHEDULERS, "deis": deis})
+    mean, _ = figures(draw(FLOW, scheduler="deis", num_inference_steps=20))
+    assert mean == pytest.approx(0.665, abs=0.005)
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("name", [name for name in RUNNABLE if name != "pndm"])
 def test_prediction_types_are_one_model_in_three_languages(name, prediction_type):
@@ -171,13 +217,14 @@ def test_zero_terminal_snr_mends_the_mean(name):
         Schedule(ScheduleConfig()),
         Schedule(ScheduleConfig(beta_schedule="linear")),
         Schedule(ZERO_SNR, "v_prediction"),
+        FLOW,
     ],
-    ids=["leading", "trailing", "linear", "zero"],
+    ids=["leading", "trailing", "linear", "zero", "flow"],
 )
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_a_sure_denoiser_is_foreseen_rightly_at_every_step(name, schedule):
     # All data are one picture, so every prediction implies exactly that picture, wherever the sampler stands.
-    if schedule.config is ZERO_SNR and name in ("heun", "pndm", "deis", "lms"):
+    if not runs(name, schedule):
         return
     steps = draw(schedule, exact_denoiser(schedule, std=0.0), scheduler=name, num_inference_steps=11)
     for step in steps:

@@ -17,6 +17,7 @@ GROUND = (
     "migrate",
     "samplers",
     "config",
+    "stock",
     "recipe",
     "files",
     "toml",

@@ -100,6 +100,12 @@ def test_zero_terminal_snr_too(unet, name):
     torch.testing.assert_close(ours, stock, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["dpm++2m", "unipc"])
+def test_flow_too(unet, name):
+    stock, ours = both(unet, Schedule(ScheduleConfig(), "flow"), name)
+    torch.testing.assert_close(ours, stock, rtol=0, atol=1e-4)
+
+
 def test_no_guidance_is_no_guidance_in_both(unet):
     stock, ours = both(unet, Schedule(ScheduleConfig()), "ddim", guidance_scale=1.0)
     torch.testing.assert_close(ours, stock, rtol=0, atol=1e-4)
