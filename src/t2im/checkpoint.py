@@ -42,6 +42,14 @@ PARTS: dict[str, tuple[type, ...]] = {
     "summary": (Mapping,),  # what the model card tells of the training
 }
 """What a checkpoint must hold, beside its format and schema."""
+SINCE_SCHEMA_1: dict[str, Any] = {
+    "judged_by": {},
+    "environment": {},
+    "power_ema": None,
+    "loss_scale": {},
+    "guard": {"in_a_row": 0, "recent": []},
+}
+"""What older checkpoints do not hold, as a run that had none of it would write it."""
 
 
 def write_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
@@ -156,12 +164,11 @@ def _of_today(checkpoint: Any, path: Path) -> Any:
     """Return a checkpoint of an older schema as one of today's; anything else as it is."""
     if not isinstance(checkpoint, Mapping) or checkpoint.get("schema") not in range(1, SCHEMA):
         return checkpoint
-    new: dict[str, Any] = {"judged_by": {}, "environment": {}}
     try:
         config = migrate_config(checkpoint.get("config", {}), checkpoint["schema"])
     except ConfigError as error:
         raise ModelError(f"{path}: its configuration cannot be used: {error}") from None
-    return {**new, **checkpoint, "schema": SCHEMA, "config": config}
+    return {**SINCE_SCHEMA_1, **checkpoint, "schema": SCHEMA, "config": config}
 
 
 def _require_sound(checkpoint: Any, path: Path) -> None:
