@@ -7,7 +7,7 @@ from typing import Annotated, TextIO
 import typer
 
 from t2im import __version__
-from t2im.cli import data, ema, generate, info, plan, plot, sweep, train
+from t2im.cli import data, doctor, ema, generate, info, plan, plot, sweep, train
 from t2im.errors import CANCELLED, T2IMError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command()(train.train)
 app.command()(sweep.sweep)
 app.command()(ema.ema)
 app.command()(plan.plan)
+app.command()(doctor.doctor)
 app.command()(info.info)
 app.add_typer(plot.app, name="plot")
 
