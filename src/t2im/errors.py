@@ -50,6 +50,10 @@ class TrainingError(T2IMError):
     exit_code = 5
 
 
+class Diverged(TrainingError):
+    """Steps that stay non-finite: what these settings lead to, on whatever machine."""
+
+
 class SamplingError(T2IMError):
     """A picture that cannot be drawn, such as latents that became non-finite."""
 

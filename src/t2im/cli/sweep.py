@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from t2im.errors import CANCELLED
-
 
 def sweep(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="The folder of images and captions.")],
@@ -44,5 +42,5 @@ def sweep(
         quiet=quiet,
     )
     print(result.table)
-    if not result.finished:
-        raise typer.Exit(CANCELLED)
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)

@@ -10,9 +10,7 @@ cut short, every setting has had as many runs as any other, give or take one.
     OUTPUT/results.md, .json  the table so far
 """
 
-import itertools
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,40 +18,17 @@ from typing import Any
 
 from t2im.config import Config
 from t2im.devices import available_device
-from t2im.errors import ConfigError, TrainingError, UsageError
+from t2im.errors import CANCELLED, Diverged, UsageError
 from t2im.files import alone_in, require_writable, write_json, write_text
-from t2im.recipe import load_config
 from t2im.training.choice import text_encoder_for, vae_for
 from t2im.training.encoders import ENCODERS, keep_encoders
+from t2im.training.grid import Variant, budget_settings, grid, require_comparable
 from t2im.training.report import Report
 from t2im.training.run import train
 from t2im.training.split import read_split
 from t2im.training.sweep_table import Row, as_json, as_markdown, read_outcome, rows_of
 
 FORMAT = "t2im-sweep"
-UNITS = {
-    "s": ("minutes", 1 / 60),
-    "m": ("minutes", 1),
-    "h": ("minutes", 60),
-    "steps": ("steps", 1),
-    "epochs": ("epochs", 1),
-}
-ENCODED = ("vae", "vae_training", "clip", "clip_training")
-"""Groups that shape the encoders, which all runs share."""
-MAY_VARY = ("horizontal_flip",)
-"""What of the data may vary: it changes neither the latents nor the held-out images, so errors stay comparable."""
-TAKEN = {"training.seed": "--seeds", **{f"training.{name}": "--budget" for name in ("epochs", "steps", "minutes")}}
-"""Settings that the sweep sets itself, and by which of its options."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One point of the grid: a base and the settings changed in it."""
-
-    name: str
-    recipe: str | None
-    settings: tuple[str, ...]
-    config: Config
 
 
 @dataclass(frozen=True)
@@ -63,7 +38,8 @@ class Sweep:
     rows: list[Row]
     table: str
     """The rows as Markdown."""
-    finished: bool
+    exit_code: int = 0
+    """What a command should end with: 0, or the code of the signal that stopped the sweep."""
 
 
 def sweep(
@@ -91,8 +67,8 @@ def sweep(
     """
     if seeds < 1:
         raise UsageError(f"--seeds {seeds}: at least one is needed; three or more tell how sure the result is.")
-    variants = grid(bases, settings, _budget(budget))
-    _require_comparable(variants)
+    variants = grid(bases, settings, budget_settings(budget))
+    require_comparable(variants)
     output = require_writable(output)
     with alone_in(output, "sweeping there"), Report(output, name="sweep", quiet=quiet) as report:
         runs = [(variant, seed) for seed in range(seeds) for variant in variants]
@@ -101,120 +77,18 @@ def sweep(
         shared = output / "shared"
         common: dict[str, Any] = {"device": device, "quiet": quiet}
         if not _choose_encoders(folder, variants[0].config, shared, vae, text_encoder, report.say, **common):
-            return Sweep([], "", finished=False)
-        finished = True
+            return Sweep([], "", CANCELLED)
+        exit_code = 0
         for number, (variant, seed) in enumerate(runs, 1):
             if state.done(variant, seed):
                 continue
             report.say(f"run {number} of {len(runs)}: {variant.name}, seed {seed}")
-            if not (finished := _run(variant, seed, folder, state, shared, **common)):
+            if exit_code := _run(variant, seed, folder, state, shared, **common):
+                report.say("stopped; the same command goes on")
                 break
             _write_results(output, variants, seeds, state, budget)
         rows, table = _write_results(output, variants, seeds, state, budget)
-        if not finished:
-            report.say("stopped; the same command goes on")
-        return Sweep(rows, table, finished)
-
-
-def grid(bases: Sequence[str], settings: Sequence[str], fixed: Sequence[str]) -> list[Variant]:
-    """Return all combinations of bases and values, the last value changing fastest; `fixed` is set in all of them.
-
-    Raises: ConfigError, naming every combination that is impossible and why.
-    """
-    axes = [(path.strip(), values_of(text)) for path, text in map(_parts, settings)]
-    for path, _ in axes:
-        if path in TAKEN:
-            raise UsageError(f'"{path}" is what {TAKEN[path]} sets for every run of a sweep. Use {TAKEN[path]}.')
-    variants, faults = [], []
-    for base, *values in itertools.product(bases or [""], *(values for _, values in axes)):
-        chosen = [(path, value) for (path, _), value in zip(axes, values, strict=True)]
-        varied = [
-            f"{path}={value}"
-            for (path, value), (_, all_values) in zip(chosen, axes, strict=True)
-            if len(all_values) > 1
-        ]
-        name = (
-            ", ".join([*([Path(base).stem] if len(bases) > 1 or (bases and not varied) else []), *varied]) or "defaults"
-        )
-        given = (*(f"{path}={value}" for path, value in chosen), *fixed)
-        try:
-            variants.append(Variant(name, base or None, given, load_config(base or None, settings=given)))
-        except ConfigError as error:
-            faults.append(f"{name}: {error}")
-    if faults:
-        raise ConfigError("; ".join(faults))
-    return variants
-
-
-def values_of(text: str) -> list[str]:
-    """Split a list of values at its commas, but not at those inside brackets or quotes.
-
-    >>> values_of("epsilon,v_prediction")
-    ['epsilon', 'v_prediction']
-    >>> values_of("(0.9,0.99), (0.9,0.999)")
-    ['(0.9,0.99)', '(0.9,0.999)']
-
-    Raises: ConfigError where brackets or quotes are not closed, or a value is missing.
-    """
-    values, depth, quote = [""], 0, ""
-    for character in text:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "\"'":
-            quote = character
-        else:
-            depth += (character in "([{") - (character in ")]}")
-        if character == "," and not depth and not quote:
-            values.append("")
-        else:
-            values[-1] += character
-    values = [value.strip() for value in values]
-    if depth or quote or not all(values):
-        raise ConfigError(f'"{text}" is no list of values; write it as A,B with brackets and quotes closed.')
-    return values
-
-
-def _parts(setting: str) -> tuple[str, str]:
-    path, separator, text = setting.partition("=")
-    if not separator:
-        raise ConfigError(f'setting "{setting}" has no "="; write it as group.name=value,value')
-    return path, text
-
-
-def _budget(text: str) -> tuple[str, ...]:
-    """Return the settings that make a run as long as "20m" or "500steps" say."""
-    match = re.fullmatch(rf"(\d+(?:\.\d+)?) ?({'|'.join(UNITS)})", text.strip())
-    if match is None or not float(match[1]):
-        raise UsageError(f'--budget "{text}" is no length of a run. Write it as 20m, 90s, 2h, 500steps or 3epochs.')
-    name, scale = UNITS[match[2]]
-    amount = float(match[1]) * scale
-    if name != "minutes" and not amount.is_integer():
-        raise UsageError(f'--budget "{text}": steps and epochs are whole numbers.')
-    others = {"steps": "None", "minutes": "None"} | {name: f"{amount if name == 'minutes' else int(amount)}"}
-    return tuple(f"training.{key}={value}" for key, value in others.items())
-
-
-def _require_comparable(variants: Sequence[Variant]) -> None:
-    """Held-out errors are measured in latents, so all runs must see the same images through the same encoders."""
-
-    def shared(config: Config) -> dict[str, Any]:
-        tree = {group: getattr(config, group).model_dump() for group in (*ENCODED, "data")}
-        return {
-            f"{group}.{name}": value
-            for group, fields in tree.items()
-            for name, value in fields.items()
-            if group != "data" or name not in MAY_VARY
-        }
-
-    first = shared(variants[0].config)
-    different = sorted(
-        {path for variant in variants for path, value in shared(variant.config).items() if value != first[path]}
-    )
-    if different:
-        raise UsageError(
-            f"the runs of a sweep share their images and encoders, or their errors could not be compared, but these "
-            f"differ: {', '.join(different)}. Give them one value."
-        )
+        return Sweep(rows, table, exit_code)
 
 
 def _choose_encoders(
@@ -244,8 +118,8 @@ def _choose_encoders(
 
 def _run(
     variant: Variant, seed: int, folder: str | Path, state: "_State", shared: Path, *, device: str, quiet: bool
-) -> bool:
-    """Train one run to its end, or on from where it was stopped; returns False if the user stopped it."""
+) -> int:
+    """Train one run to its end, or on from where it was stopped; returns an exit code if the user stopped it."""
     output = state.folder_of(variant, seed)
     _share_cache(output, shared / "cache")
     encoders = str((shared / ENCODERS).resolve())
@@ -264,13 +138,19 @@ def _run(
             quiet=quiet,
         )
         if not result.finished:
-            return False
-        for path in output.glob("checkpoint_*.pt*"):  # the model is complete, and a sweep has many of them
-            path.unlink()
-    except TrainingError as error:
+            return result.exit_code or CANCELLED
+        _keep_one_checkpoint(output, result.checkpoint)
+    except Diverged as error:
         fault = str(error)
     state.finish(variant, seed, fault)
-    return True
+    return 0
+
+
+def _keep_one_checkpoint(output: Path, newest: Path | None) -> None:
+    """Remove the others of a run that is over: a sweep has many runs, and a checkpoint is four times its model."""
+    for path in (path for path in output.glob("*.pt") if path != newest):
+        path.unlink()
+        path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
 
 
 def _share_cache(output: Path, cache: Path) -> None:
@@ -314,7 +194,7 @@ class _State:
 
     def folder_of(self, variant: Variant, seed: int) -> Path:
         """Return where a run lives."""
-        return self._output / "runs" / _slug(variant.name) / f"seed_{seed}"
+        return self._output / "runs" / variant.slug / f"seed_{seed}"
 
     def done(self, variant: Variant, seed: int) -> bool:
         """Whether a run came to its end, good or bad."""
@@ -335,7 +215,7 @@ class _State:
         for variant in variants:
             now = _not_default(variant.config)
             for key, run in self._runs.items():
-                if Path(key).parent.name == _slug(variant.name) and run["settings"] != now:
+                if Path(key).parent.name == variant.slug and run["settings"] != now:
                     before = run["settings"]
                     changed = sorted(path for path in {*before, *now} if before.get(path) != now.get(path))
                     raise UsageError(
@@ -344,12 +224,7 @@ class _State:
 
     @staticmethod
     def _key(variant: Variant, seed: int) -> str:
-        return f"{_slug(variant.name)}/seed_{seed}"
-
-
-def _slug(name: str) -> str:
-    """Return a name of a folder: the values only, for their paths are long."""
-    return re.sub(r"[^\w.+-]+", "_", re.sub(r"[\w.]+=", "", name)).strip("_")
+        return f"{variant.slug}/seed_{seed}"
 
 
 def _not_default(config: Config) -> Mapping[str, Any]:
