@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from t2im.training.ema import EMA
+from t2im.errors import TrainingError
+from t2im.training.ema import EMA, require_average, some_values
 
 
 def model_of(value):
@@ -72,3 +73,54 @@ def test_copying_makes_the_average_the_weights():
         model.weight.fill_(3.0)
     ema.copy_to(model)
     assert model.weight.item() == 1.0
+
+
+def fill(model, value):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(value)
+
+
+def test_an_average_that_was_never_updated_sounds_the_alarm():
+    model = model_of(1.0)
+    ema = EMA(model, 0.9)
+    ema.check(model)  # nothing has moved yet
+    fill(model, 1.5)
+    with pytest.raises(TrainingError, match=r"decay 0.9\) still equals the initial weights"):
+        ema.check(model)
+    ema.update(model)
+    ema.check(model)
+
+
+def test_an_average_that_follows_a_forgotten_copy_of_the_model_sounds_the_alarm():
+    model, copy = model_of(1.0), model_of(1.0)
+    ema = EMA(model, 0.9)
+    fill(model, 1.5)
+    for _ in range(20):
+        ema.update(copy)
+    with pytest.raises(TrainingError, match="with another copy of the model"):
+        ema.check(model)
+
+
+def test_a_resumed_run_still_knows_its_initial_weights():
+    model = model_of(1.0)
+    ema = EMA(model, 0.9)
+    fill(model, 1.5)
+    resumed = EMA(model_of(1.0), 0.9)
+    resumed.load_state_dict(ema.state_dict())
+    with pytest.raises(TrainingError, match="still equals the initial weights"):
+        resumed.check(model)
+
+
+def test_an_average_over_buffers_sounds_the_alarm():
+    model = model_of(1.0)
+    with pytest.raises(TrainingError, match=r'an average holds buffers \(first: "num_batches_tracked"\)'):
+        require_average(model.state_dict(), model, some_values(model.parameters()), "an average")
+
+
+def test_some_values_are_few_and_tell_any_tensor_that_moved():
+    tensors = [torch.zeros(1000, 30), torch.zeros(2), torch.zeros(())]
+    before = some_values(tensors)
+    assert len(before) < 30
+    tensors[2] += 1
+    assert not torch.equal(some_values(tensors), before)

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from json import dumps
+from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from t2im.training.power_ema import PowerEMA
 
 FOLDER = "ema"
 """Of snapshots, within a run's output."""
+HEADER = "t2im"
+"""The entry of a file's header that tells what the snapshot is, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ class EMASnapshots:
             for name, weight in halved.items():
                 if not torch.isfinite(weight).all():
                     raise TrainingError(f'the average of "{name}" does not fit into fp16: the weights have exploded.')
-            about = {"format": "pt", "sigma_rel": str(sigma), "step": str(ema.updates), "run": self._run}
+            # One entry: safetensors writes several in any order, and equal snapshots should be equal files.
+            about = {HEADER: dumps({"sigma_rel": sigma, "step": ema.updates, "run": self._run})}
             try:
                 with atomic_path(path) as temporary:
                     save_file(halved, temporary, metadata=about)
@@ -127,9 +130,9 @@ def _read_header(path: Path) -> EMASnapshot:
 
     try:
         with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-        return EMASnapshot(path, float(about["sigma_rel"]), int(about["step"]), about["run"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+            about = loads((file.metadata() or {})[HEADER])
+        return EMASnapshot(path, float(about["sigma_rel"]), int(about["step"]), str(about["run"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"{path}: no snapshot, or a damaged one ({error}). Delete it; the others are enough."
         ) from None
