@@ -14,7 +14,7 @@ from typing import Any
 
 from t2im.training.intervals import Interval, interval, time_to_reach
 
-SIGN = {"heldout_x0": 1, "heldout_loss": 1, "text_gain": -1}
+SIGN = {"heldout_x0": 1, "text_gain": -1, "heldout_loss": 1}
 """What is measured of each run, and whether little (1) or much (-1) of it is good."""
 
 
@@ -42,14 +42,11 @@ def read_outcome(metrics: Path, variant: str, seed: int, fault: str | None = Non
     """Read what a run wrote into its `metrics.jsonl`; what a resumed run did twice counts once, the second time."""
     steps: list[dict[str, Any]] = []
     evaluations: list[dict[str, Any]] = []
-    began: float | None = None
     for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else ():
         event = json.loads(line)
         kept = {"step": steps, "evaluation": evaluations}.get(event["event"])
         if kept is None:
             continue
-        if began is None:
-            began = event["time"]
         while kept and kept[-1]["step"] >= event["step"]:
             kept.pop()
         kept.append(event)
@@ -60,7 +57,7 @@ def read_outcome(metrics: Path, variant: str, seed: int, fault: str | None = Non
         seed,
         steps=max((event["step"] for event in (*steps, *evaluations)), default=0),
         samples_per_second=statistics.median(rates) if rates else None,
-        seconds=tuple(event.get("training_seconds", event["time"] - (began or 0)) for event in evaluations),
+        seconds=tuple(event["training_seconds"] for event in evaluations),
         curves={name: tuple(event[name] for event in evaluations) for name in measures},
         fault=fault,
     )
@@ -153,10 +150,8 @@ def seconds_to_reach(run: Outcome, goal: Outcome) -> float | None:
 def as_markdown(rows: Sequence[Row], *, first: str, budget: str) -> str:
     """Return the table as Markdown that is aligned for a terminal, with what it means below it."""
     measure = ranking(rows)
-    shown = [name for name in (measure, "text_gain", "heldout_loss") if any(name in row.measures for row in rows)]
-    shown = list(dict.fromkeys(shown))
-    header = ["setting", "runs", *shown, f"{measure} - first", "samples/s", "steps", "time to reach", "x first's"]
-    lines = [header]
+    shown = [name for name in SIGN if any(name in row.measures for row in rows)]
+    lines = [["setting", "runs", *shown, f"{measure} - first", "samples/s", "steps", "time to reach", "share"]]
     best = next((row.variant for row in rows if measure in row.measures), None)
     for row in rows:
         lines.append(
@@ -171,7 +166,7 @@ def as_markdown(rows: Sequence[Row], *, first: str, budget: str) -> str:
                 f"{row.time_ratio:.2f}" if row.time_ratio is not None else "",
             ]
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     rule = ["-" * width for width in widths]
     text = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
@@ -182,10 +177,12 @@ def as_markdown(rows: Sequence[Row], *, first: str, budget: str) -> str:
         f'"{measure} - first" is the mean difference from "{first}" within each seed; * marks an interval without 0. '
         "Each row is compared by itself: of twenty equal settings, one gets a * by chance.",
         '"time to reach": seconds of training until a run is as good as the first setting at its end, in x0 error and '
-        "in text gain (median over the seeds); the last column gives it as a share of the first setting's own time.",
+        'in text gain (median over the seeds); "share": of the time that the first setting itself took.',
     ]
     if "heldout_loss" in shown:
-        notes.append("heldout_loss is a loss of the objective itself: compare it between rows of one objective only.")
+        notes.append(
+            "heldout_loss is a loss of the objective itself: compare it between rows of one objective and one schedule only."
+        )
     notes += [f"{row.variant}, {fault}" for row in rows for fault in row.faults]
     return "\n".join([*text, "", *(f"- {note}" for note in notes)]) + "\n"
 
@@ -202,11 +199,11 @@ def _number(value: Interval | None) -> str:
 
 
 def _difference(value: Interval | None) -> str:
-    return (
-        f"{value.mean:+.4f} ± {value.half_width:.4f}{' *' * value.differs_from_zero}"
-        if (value is not None and value.half_width is not None)
-        else (f"{value.mean:+.4f} (n=1)" if value is not None else "")
-    )
+    if value is None:
+        return ""
+    if value.half_width is None:
+        return f"{value.mean:+.4f} (n=1)"
+    return f"{value.mean:+.4f} ± {value.half_width:.4f}" + " *" * value.differs_from_zero
 
 
 def _times(times: Sequence[float | None]) -> str:
