@@ -18,12 +18,23 @@ import t2im.training.choice
 import t2im.training.run
 from t2im.cli.main import app
 from t2im.config import Config
+from t2im.errors import UsageError
+from t2im.networks import UNetConfig
 from t2im.recipe import load_config
-from t2im.samplers import SCHEDULERS
+from t2im.samplers import SCHEDULERS, require_able
+from t2im.stock import stock_obstacle
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "t2im"
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/training.md", "docs/models.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/data.md",
+    "docs/training.md",
+    "docs/precision.md",
+    "docs/models.md",
+    "docs/objectives.md",
+)
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OTHER_COMMANDS = {"source", "pip", "python", ".venv/bin/pre-commit", ".venv/bin/pytest"}
 TINY = (
@@ -145,6 +156,21 @@ def test_defaults_in_the_documents_are_those_of_the_code():
 def test_samplers_in_the_documents_are_those_that_exist():
     section = text_of("docs/models.md").partition("## Samplers\n")[2].partition("\n\n#")[0]
     assert re.findall(r"`([^`]+)`", section.split(". ")[0]) == list(SCHEDULERS)
+
+
+def test_what_samplers_can_run_in_the_documents_is_what_the_code_says():
+    def able(name, *, zero_snr=False, prediction_type="epsilon"):
+        try:
+            require_able(name, prediction_type, zero_snr=zero_snr)
+        except UsageError:
+            return "no"
+        settings = {"padding": "attend", "prediction_type": prediction_type, "scheduler": name}
+        return "here only" if stock_obstacle(UNetConfig(), **settings) else "stock"
+
+    section = text_of("docs/objectives.md").partition("## Which sampler")[2]
+    rows = re.findall(r"^\| `(\S+)` \| (.+) \| (.+) \| (.+) \| (.+) \|$", section, re.MULTILINE)
+    columns = ({}, {"prediction_type": "sample"}, {"zero_snr": True}, {"prediction_type": "flow"})
+    assert rows == [(name, *(able(name, **column) for column in columns)) for name in SCHEDULERS]
 
 
 def question_of(path):
