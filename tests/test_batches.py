@@ -168,15 +168,15 @@ def test_sizes_are_those_of_the_example_but_for_the_share_that_is_unknown(tmp_pa
     assert torch.equal(batch.text.sizes[~unknown], expected[~unknown])
 
 
-def test_sizes_are_left_out_unless_asked_for_and_change_nothing_else(tmp_path):
+def test_dropped_sizes_change_nothing_else(tmp_path):
     store, words = build(tmp_path, flip=True)
     with_it, without = (
         next(store.batches(batch_size=40, seed=3, caption_dropout=0.5, **asked))
         for asked in ({"size_dropout": 0.5}, {})
     )
-    assert without.text.sizes is None
     assert torch.equal(with_it.latents, without.latents)
     assert torch.equal(with_it.text.hidden_states, without.text.hidden_states)
+    assert store.sizes.all()  # the store keeps what a batch does not tell
     unknown, empty = with_it.text.sizes[:, 0] == 0, with_it.text.hidden_states[:, 0, 0] == words.index("")
     assert len({*zip(unknown.tolist(), empty.tolist(), strict=True)}) == 4  # each goes by its own chance
 

@@ -146,7 +146,7 @@ class Store:
         seed: int,
         start: int = 0,
         caption_dropout: float = 0.0,
-        size_dropout: float = 1.0,
+        size_dropout: float = 0.0,
         examples: Indices | None = None,
     ) -> Iterator[Batch]:
         """Yield batches without end, from sample number `start` of the run on; epochs follow each other without a gap.
@@ -168,12 +168,12 @@ class Store:
         sample_indices: Indices,
         seed: int,
         caption_dropout: float = 0.0,
-        size_dropout: float = 1.0,
+        size_dropout: float = 0.0,
     ) -> Batch:
         """Return given examples under the chances of given sample numbers; equal arguments give equal batches.
 
         caption_dropout: share of samples with the empty caption. size_dropout: share of samples of whose image's
-        original size nothing is said; a UNet without `size_conditioning` hears of none, which is 1.
+        original size nothing is said (only a UNet with `size_conditioning` listens to it).
         """
         example_indices, sample_indices = np.asarray(example_indices), np.asarray(sample_indices)
         samples = sample_indices.tolist()
@@ -183,12 +183,12 @@ class Store:
             views = np.take_along_axis(views, mirrored[:, None], axis=1)
         posterior = self._posterior(views[:, 0])
         text = self._states(self._caption_choice(example_indices, samples, seed, caption_dropout))
-        if size_dropout < 1:
-            told = ~_dropped(samples, seed, "size_dropout", size_dropout)
-            text = replace(text, sizes=torch.from_numpy(self.sizes[example_indices] * told[:, None]))
+        sizes = self.sizes[example_indices]
+        if size_dropout:
+            sizes[_dropped(samples, seed, "size_dropout", size_dropout)] = 0
         return Batch(
             latents=posterior.sample(draw_noise(posterior.mean.shape[1:], samples, seed, "posterior")),
-            text=text,
+            text=replace(text, sizes=torch.from_numpy(sizes)),
             sample_indices=torch.from_numpy(sample_indices.astype(np.int64)),
             example_indices=torch.from_numpy(example_indices.astype(np.int64)),
         )
