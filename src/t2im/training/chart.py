@@ -17,6 +17,8 @@ WIDTH, HEIGHT = 560, 260
 LEFT, RIGHT, TOP, BOTTOM = 58, 26, 14, 30
 MOST_POINTS = 400
 """Of a line; more could not be told apart."""
+FEW = 20
+"""Points of which all are shown, however far apart."""
 COLUMNS = 64
 """Places along the x axis where values can be read."""
 
@@ -62,6 +64,7 @@ def chart(
     of a large number look small.
     """
     lines = [Line(line.name, thinned(_drawable(line.points, log)), line.colour, line.faint) for line in lines]
+    marks = [mark for mark in marks if mark.value > 0 or not log]
     svg = ElementTree.Element("svg", {"class": "chart", "viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img"})
     ElementTree.SubElement(svg, "title").text = title
     frame = _Frame.around(lines, [*marks, *[Mark("", 0.0)] * from_zero], log)
@@ -117,9 +120,11 @@ class _Frame:
     @classmethod
     def around(cls, lines: Sequence[Line], marks: Sequence[Mark], log: bool) -> "_Frame":
         steps = [step for line in lines for step, _ in line.points] or [0.0]
-        values = sorted(value for line in lines if not line.faint for _, value in line.points) or [0.0, 1.0]
-        # A first value that is far above all others would press these into one line at the bottom.
-        low, high = values[0], min(values[-1], 3 * values[int(0.9 * (len(values) - 1))] if values[0] >= 0 else math.inf)
+        values = sorted(value for line in lines if not line.faint for _, value in line.points) or [1.0]
+        low, high = values[0], values[-1]
+        if not log and len(values) >= FEW:  # a wild start would press all else into one line at the bottom
+            usual = values[int(0.95 * (len(values) - 1))]
+            high = min(high, 2 * usual - low) if usual > low else high
         near = [mark.value for mark in marks if mark.value <= 1.5 * high]
         low, high = min([low, *near]), max([high, *near])
         if log:
@@ -161,7 +166,10 @@ def _drawable(points: Sequence[Point], log: bool) -> list[Point]:
 def _columns(svg: ElementTree.Element, frame: _Frame, lines: Sequence[Line]) -> None:
     """Draw the values at places along the x axis, each hidden until the pointer is there."""
     steps = sorted({step for line in lines for step, _ in line.points})
-    steps = [steps[round(index * (len(steps) - 1) / max(1, COLUMNS - 1))] for index in range(min(COLUMNS, len(steps)))]
+    if not steps:
+        return
+    count = min(COLUMNS, len(steps))
+    steps = [steps[round(index * (len(steps) - 1) / max(1, count - 1))] for index in range(count)]
     edges = [LEFT, *((frame.x(a) + frame.x(b)) / 2 for a, b in pairwise(steps)), WIDTH - RIGHT]
     for step, (left, right) in zip(steps, pairwise(edges), strict=True):
         column = ElementTree.SubElement(svg, "g", {"class": "at"})
