@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from t2im.errors import TrainingError
+from t2im.errors import Diverged
 from t2im.files import write_json
 
 WINDOW = 1000
@@ -50,7 +50,7 @@ def evidence(
     bad = [name for name, gradient in gradients.items() if not bool(torch.isfinite(gradient).all())]
     losses = {}
     # A look at the samples must not change what dropout draws in the steps to come.
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), torch.random.fork_rng([loss.device] if loss.is_cuda else []):
         for sample in samples:
             losses[sample] = float(loss_of(range(sample, sample + 1)))
     guilty = [sample for sample, value in losses.items() if not math.isfinite(value)]
@@ -93,7 +93,7 @@ class Guard:
     def bad(self, step: int, evidence: Evidence) -> Path | None:
         """Note a step that was left out; return the file about it, or nothing when there are enough of these.
 
-        Raises: TrainingError if it is one too many.
+        Raises: Diverged if it is one too many.
         """
         self._in_a_row += 1
         self._recent = [*(earlier for earlier in self._recent if step - WINDOW < earlier < step), step]
@@ -104,7 +104,7 @@ class Guard:
         path, found = self._folder / f"step_{step:08d}.json", {"step": step, **evidence()}
         write_json(path, found)
         if many:
-            raise TrainingError(
+            raise Diverged(
                 f"{many} were not finite, up to step {step}: {found['suspect']} (more in {path.parent.name}/{path.name}). "
                 "The newest checkpoint is sound: remove the cause or lower the learning rate, and --resume."
             )
