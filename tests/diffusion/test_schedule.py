@@ -149,6 +149,55 @@ def test_velocity_is_invertible_where_there_is_no_signal():
     torch.testing.assert_close(schedule.pred_original_sample(target, noisy, t), latents)
 
 
+def test_the_straight_path_is_straight():
+    schedule = Schedule(ScheduleConfig(), "flow")
+    latents, noise = normal(4, 2, 3, 5), normal(4, 2, 3, 5, seed=1)
+    t = torch.tensor([1.0, 250.0, 333.3, 1000.0])
+    for i, sigma in enumerate((t / 1000).tolist()):
+        noisy = schedule.add_noise(latents, noise, t)[i]
+        torch.testing.assert_close(noisy, (1 - sigma) * latents[i] + sigma * noise[i])
+        assert schedule.snr(t)[i].item() == pytest.approx(((1 - sigma) / sigma) ** 2, rel=1e-5)
+    torch.testing.assert_close(schedule.add_noise(latents, noise, t)[3], noise[3])
+
+
+def test_the_target_of_flow_is_the_speed_along_the_line():
+    schedule = Schedule(ScheduleConfig(num_train_timesteps=500), "flow")
+    latents, noise = normal(1, 2, 3, 5), normal(1, 2, 3, 5, seed=1)
+    ahead, behind = (schedule.add_noise(latents, noise, torch.tensor([t])) for t in (300, 200))
+    torch.testing.assert_close(schedule.target(latents, noise, torch.tensor([250])), (ahead - behind) / (100 / 500))
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "first"), [("epsilon", 0), ("v_prediction", 0), ("sample", 0), ("flow", 1)]
+)
+def test_timesteps_of_training_begin_where_there_is_noise(prediction_type, first):
+    schedule = Schedule(ScheduleConfig(num_train_timesteps=7), prediction_type)
+    assert list(schedule.timesteps) == list(range(first, first + 7))
+    assert len(schedule) == 7
+    assert torch.isfinite(schedule.snr(torch.tensor(schedule.timesteps))).all()
+
+
+@pytest.mark.parametrize("schedule", [Schedule(ScheduleConfig()), Schedule(ScheduleConfig(), "flow")])
+def test_timesteps_are_found_by_their_signal_to_noise_ratio(schedule):
+    t = torch.tensor([1, 13, 500, 999])
+    assert torch.equal(schedule.timestep_at_snr(schedule.snr(t)), t)
+    middle = (schedule.snr(t).log() + schedule.snr(t - 1 if schedule.timesteps[0] == 0 else t + 1).log()) / 2
+    assert ((schedule.timestep_at_snr(middle.exp()) - t).abs() <= 1).all()
+    beyond = torch.tensor([1e9, 0.0])
+    assert schedule.timestep_at_snr(beyond).tolist() == [schedule.timesteps[0], schedule.timesteps[-1]]
+
+
+def test_half_signal_and_half_noise_is_half_way_along_the_line():
+    assert Schedule(ScheduleConfig(), "flow").timestep_at_snr(torch.tensor([1.0])).tolist() == [500]
+
+
+@pytest.mark.parametrize("timestep", [-1, 1001])
+def test_a_timestep_outside_the_straight_path_is_refused(timestep):
+    schedule = Schedule(ScheduleConfig(), "flow")
+    with pytest.raises(UsageError, match=rf"timestep {timestep} is outside .* 1 to 1000"):
+        schedule.add_noise(normal(2, 1, 2, 3), normal(2, 1, 2, 3), torch.tensor([5, timestep]))
+
+
 @pytest.mark.parametrize("timestep", [-1, 1000])
 def test_a_timestep_outside_the_schedule_is_refused(timestep):
     schedule = Schedule(ScheduleConfig())
@@ -156,10 +205,16 @@ def test_a_timestep_outside_the_schedule_is_refused(timestep):
         schedule.add_noise(normal(2, 1, 2, 3), normal(2, 1, 2, 3), torch.tensor([5, timestep]))
 
 
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_latents_keep_their_dtype(dtype):
-    latents = normal(2, 1, 2, 3, dtype=torch.float32).to(dtype)
-    assert Schedule(ScheduleConfig()).add_noise(latents, latents, torch.tensor([5, 7])).dtype == dtype
+def test_latents_keep_their_dtype(dtype, prediction_type):
+    schedule, latents, t = (
+        Schedule(ScheduleConfig(), prediction_type),
+        normal(2, 1, 2, 3).to(dtype),
+        torch.tensor([5, 7]),
+    )
+    for method in (schedule.add_noise, schedule.target, schedule.pred_original_sample, schedule.noise_from):
+        assert method(latents, latents, t).dtype == dtype
 
 
 def test_the_mathematics_do_not_import_diffusers():
