@@ -159,3 +159,11 @@ def test_dumps_are_few(tmp_path):
         guard.bad(step, nothing)
         guard.good()
     assert len(list((tmp_path / "nonfinite").iterdir())) == DUMPS
+
+
+def test_a_disk_that_is_full_stops_no_run(tmp_path):
+    (tmp_path / "nonfinite").write_text("not a folder")
+    guard = Guard(tmp_path, 2)
+    assert guard.bad(1, nothing) is None
+    with pytest.raises(TrainingError, match=r"2 steps in a row .* step 2: nothing\. The newest"):
+        guard.bad(2, nothing)

@@ -101,13 +101,22 @@ class Guard:
         # The step that stops a run is written down in any case, for the message names the file.
         if not many and len(list(self._folder.glob("step_*.json"))) >= DUMPS:
             return None
-        path, found = self._folder / f"step_{step:08d}.json", {"step": step, **evidence()}
-        write_json(path, found)
+        found = {"step": step, **evidence()}
+        path = self._written(found)
         if many:
+            more = f" (more in {path.parent.name}/{path.name})" if path else ""
             raise Diverged(
-                f"{many} were not finite, up to step {step}: {found['suspect']} (more in {path.parent.name}/{path.name}). "
+                f"{many} were not finite, up to step {step}: {found['suspect']}{more}. "
                 "The newest checkpoint is sound: remove the cause or lower the learning rate, and --resume."
             )
+        return path
+
+    def _written(self, found: dict[str, Any]) -> Path | None:
+        path = self._folder / f"step_{found['step']:08d}.json"
+        try:
+            write_json(path, found)
+        except OSError:  # such as a full disk, which is no reason to stop training
+            return None
         return path
 
     def _too_many(self) -> str:
