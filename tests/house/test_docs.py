@@ -32,7 +32,10 @@ DOCUMENTS = (
     "docs/data.md",
     "docs/training.md",
     "docs/precision.md",
+    "docs/ema.md",
+    "docs/watching.md",
     "docs/models.md",
+    "docs/unet.md",
     "docs/objectives.md",
 )
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
