@@ -140,10 +140,31 @@ def sha256_of_folder(folder: str | Path) -> str:
 
 
 def numbered_path(folder: str | Path, suffix: str) -> Path:
-    """Return `folder/00001-SUFFIX` with the first number above all that are taken, so that nothing is overwritten."""
+    """Return `folder/00001-SUFFIX` with the first number above all that are taken, so that nothing is overwritten.
+
+    The number is reserved by an empty file `.00001`, which only one process can create; it goes when a later call finds
+    the number in use.
+    """
     folder = Path(folder)
-    taken = [int(entry.name[:5]) for entry in folder.glob("[0-9][0-9][0-9][0-9][0-9]-*")] if folder.exists() else []
-    return folder / f"{max(taken, default=0) + 1:05d}-{suffix}"
+    folder.mkdir(parents=True, exist_ok=True)
+    number = max(_numbers(folder), default=0)
+    reserved = False
+    while not reserved:
+        number += 1
+        try:
+            os.close(os.open(folder / f".{number:05d}", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            continue
+        reserved = number not in _numbers(folder)  # or another process was done with it before we looked
+    for taken in _numbers(folder):
+        (folder / f".{taken:05d}").unlink(missing_ok=True)
+    return folder / f"{number:05d}-{suffix}"
+
+
+def _numbers(folder: Path) -> set[int]:
+    """Return the numbers in use: those at the beginning of names."""
+    matches = (re.match(r"(\d{5,})-", entry.name) for entry in folder.iterdir())
+    return {int(match[1]) for match in matches if match}
 
 
 def require_writable(folder: str | Path) -> Path:
