@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -38,3 +41,14 @@ def test_the_marks_that_one_knows_by_heart():
     # E[1 / (t^2 + (1 - t)^2)] over t in (0, 1) is pi / 2
     assert (flow.zero, flow.blind) == pytest.approx((2, torch.pi / 2), abs=1e-3)
     assert flow.blind_x0 == 0.5
+
+
+def test_the_document_says_what_the_code_does():
+    text = (Path(__file__).parents[2] / "docs" / "watching.md").read_text(encoding="utf-8")
+    marks = [expected(Schedule(ScheduleConfig(), kind)) for kind in ("epsilon", "v_prediction", "sample", "flow")]
+    for words, numbers in (
+        ("always answers 0", [mark.zero for mark in marks]),
+        ("knows the noise level", [mark.blind for mark in marks]),
+    ):
+        (row,) = re.findall(rf"^\| {words}.*$", text, re.MULTILINE)
+        assert [float(cell) for cell in row.split("|")[2:-1]] == pytest.approx(numbers, abs=0.005)
