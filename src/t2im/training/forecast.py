@@ -26,7 +26,7 @@ class Forecast:
     device: str
     images: int
     training_images: int
-    """Images to train on: all but those that are held out, up to chance."""
+    """Images to train on: all but those that are held out."""
     captions: int
     """Different ones."""
     resolution: int
@@ -83,7 +83,7 @@ def lines(forecast: Forecast) -> Iterator[str]:
     channels, height, width = forecast.latent_shape
     yield _row(
         "data",
-        f"{forecast.images:,} images, about {forecast.training_images:,} to train on, "
+        f"{forecast.images:,} images, {forecast.training_images:,} to train on, "
         f"{forecast.captions:,} different captions",
     )
     yield _row("latents", f"{channels} x {height} x {width} for {forecast.resolution} x {forecast.resolution} pixels")
@@ -155,10 +155,10 @@ def duration(seconds: float) -> str:
     >>> duration(59), duration(600), duration(8000)
     ('59 s', '10 min', '2.2 h')
     """
-    for length, unit in ((86400 * 2, "days"), (3600 * 2, "h"), (60 * 2, "min")):
-        if seconds >= length:
-            return f"{seconds / (length // 2):.2g} {unit}"
-    return f"{seconds:.2g} s"
+    units = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
+    length, unit = next(((length, unit) for length, unit in units if seconds >= 2 * length), units[-1])
+    number = seconds / length
+    return f"{number:.0f} {unit}" if number >= 10 else f"{number:.2g} {unit}"
 
 
 def _scaled(count: float, unit: str) -> str:

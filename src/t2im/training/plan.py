@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from t2im import cache
-from t2im.batches import Store
+from t2im.batches import Store, split
 from t2im.config import Config
+from t2im.content import hashes_of_files
 from t2im.data import captions
 from t2im.data.captions import Example
 from t2im.devices import available_device
@@ -42,10 +43,12 @@ PIXELS_TRIED = 2**18
 CAPTIONS_TRIED = 2000
 SECONDS_OF_STEPS = 8.0
 """Time for the real steps of the UNet; the encoders' get half of it."""
+READ_BYTES = 2**30
+"""Images of this size together are read in seconds."""
 SLOW = 40.0
 """Samples per second below which one evaluation would take too long for a rehearsal."""
-RECORD = 40
-"""Bytes of a record's key (32) and place (8) in the cache."""
+RECORD, FILE, SIZE = 40, 96, 8
+"""Bytes in the cache of a record's key (32) and place (8), of a file's name, date and content, of an image's size."""
 
 
 def plan(
@@ -71,7 +74,8 @@ def plan(
     examples = captions.read(folder, skip_missing=config.data.skip_missing)
     some = spread(examples, max(4, PIXELS_TRIED // config.data.resolution**2))
     few = spread(examples, CAPTIONS_TRIED)
-    training_images = len(examples) - held_out(len(examples), config)
+    with tempfile.TemporaryDirectory() as temporary:
+        training_images = images_to_train_on(examples, config, Path(temporary))
     different = sorted({caption for example in examples for caption in example.captions} | {""})
 
     found_vae = vae_at_hand(vae, some, config, output)
@@ -113,6 +117,7 @@ def plan(
     cache_bytes = {
         "latents": latents_bytes(len(examples), latent_shape, mirrored=config.data.horizontal_flip),
         "text states": text_bytes(different, tried_text),
+        "names and sizes": len(examples) * (FILE + SIZE + RECORD),
     }
     available = available_memory(where)
     return Forecast(
@@ -173,10 +178,19 @@ def run_length(config: Config, images: int, samples_per_second: float, evaluatin
     return max(1, steps) * training.batch_size
 
 
-def held_out(images: int, config: Config) -> int:
-    """Return about how many images are kept out of training; exactly which depends on their content (see `split.py`)."""
+def images_to_train_on(examples: Sequence[Example], config: Config, folder: Path) -> int:
+    """Return how many images are not held out; exactly, by their content, or about, where reading it all takes long.
+
+    folder: where an index of the contents may be written.
+    """
     share = config.data.heldout
-    return round(images * max(share, min(0.1, FEWEST_HELD_OUT / images))) if share else 0
+    if not share:
+        return len(examples)
+    share = max(share, min(0.1, FEWEST_HELD_OUT / len(examples)))
+    if sum(example.path.stat().st_size for example in examples) > READ_BYTES:
+        return round(len(examples) * (1 - share))
+    content = hashes_of_files([example.path for example in examples], folder / "files")
+    return len(split(content, share)[0])
 
 
 def latents_bytes(images: int, latent_shape: tuple[int, int, int], *, mirrored: bool) -> int:

@@ -18,14 +18,14 @@ from t2im.data.captions import Example
 from t2im.data.check import Report
 from t2im.data.folder import printable
 from t2im.data.images import read_images
-from t2im.training.doctor.findings import Finding
+from t2im.training.doctor.findings import Finding, Level
 
 TEMPLATE_SHARE = 0.5
 """A beginning that more captions than this have in common is a template."""
 LONGEST_HEAD = 6
 """Words of a beginning that are compared."""
-SHARED_SHARE = 0.2
-"""Share of images with somebody else's caption from which it is worth a look."""
+SHARED_SHARE, SHARED_WRONG = 0.2, 0.9
+"""Shares of images without a caption of their own from which that is worth a look, and wrong."""
 RARE = 3
 """A word in fewer captions than this is hardly learned."""
 RARE_SHARE = 0.25
@@ -34,10 +34,12 @@ SIDES = re.compile(r"\b(left|right|leftmost|rightmost|clockwise|counterclockwise
 WORD = re.compile(r"\w+")
 COMPARED = 8000
 """Images that are compared with each other; the matrix of all pairs grows with the square."""
-TINY = 8
-"""Pixels a side at which images are compared."""
+TINY, CONFIRMED = 8, 32
+"""Pixels a side at which images are compared: all with all, and those that may be the same once more."""
 SAME = 3 / 127.5
-"""Root mean square difference in [-1, 1] below which two tiny images are of one picture: 3 of 256 levels."""
+"""Root mean square difference in [-1, 1] below which two tiny images may be of one picture: 3 of 256 levels."""
+SAME_PIXEL = 0.3
+"""Largest difference of a pixel in [-1, 1] that saving or scaling a picture again explains."""
 
 
 def caption_findings(report: Report, examples: Sequence[Example], config: Config) -> list[Finding]:
@@ -46,8 +48,8 @@ def caption_findings(report: Report, examples: Sequence[Example], config: Config
     return [
         *_broken(report),
         *_lengths(report, len(every)),
-        *_empty(report, examples),
-        *_shared(report),
+        *_empty(examples),
+        *_shared(report, examples),
         *_templates(every),
         *_vocabulary(every),
         *_sides(report, examples, config),
@@ -75,26 +77,36 @@ def image_findings(report: Report, examples: Sequence[Example], config: Config) 
 
 
 def near_duplicates(examples: Sequence[Example], config: Config) -> Iterator[str]:
-    """Name pairs of images that are nearly the same at 8x8 pixels, though not the same file, and share no caption."""
-    tiny = []
+    """Name pairs of images that look the same, though not pixel by pixel, and share no caption.
+
+    Pairs that agree at 8x8 pixels are looked at again at 32x32: a smile and a frown differ only there.
+    """
+    small = []
     for start in range(0, len(examples), 256):
         paths = [example.path for example in examples[start : start + 256]]
-        images = read_images(paths, resolution=4 * TINY, background=config.data.background)
-        tiny.append(F.avg_pool2d(images, 4).flatten(1))
-    pixels = torch.cat(tiny)
-    for start in range(0, len(pixels), 512):
-        distance = torch.cdist(pixels[start : start + 512], pixels) / pixels.shape[1] ** 0.5
+        images = read_images(paths, resolution=CONFIRMED, background=config.data.background)
+        small.append((images * 127.5).to(torch.int8))  # a byte for a pixel: thousands of images are kept
+    pictures = torch.cat(small)
+    tiny = F.avg_pool2d(pictures.float() / 127.5, CONFIRMED // TINY).flatten(1)
+    for start in range(0, len(tiny), 512):
+        distance = torch.cdist(tiny[start : start + 512], tiny) / tiny.shape[1] ** 0.5
         for row, column in torch.nonzero(distance < SAME).tolist():
             one, other = examples[start + row], examples[column]
-            if start + row < column and not set(one.captions) & set(other.captions):
+            if start + row >= column or set(one.captions) & set(other.captions):
+                continue
+            apart = (pictures[start + row].int() - pictures[column].int()).abs().max().item() / 127.5
+            if 0 < apart < SAME_PIXEL:
                 yield f'{_shown(one)} "{printable(one.captions[0])}" | {_shown(other)} "{printable(other.captions[0])}"'
 
 
 def head_of_template(captions: Sequence[str]) -> tuple[str, float] | None:
-    """Return the longest beginning that more than half of the captions share, and their share; None if there is none."""
+    """Return the longest beginning that more than half of the captions share, and their share; None if there is none.
+
+    One word is no template: half of all captions may well begin with "a".
+    """
     words = [WORD.findall(caption.lower()) for caption in captions]
     found = None
-    for length in range(1, LONGEST_HEAD + 1):
+    for length in range(2, LONGEST_HEAD + 1):
         heads = Counter(" ".join(these[:length]) for these in words if len(these) >= length)
         head, count = max(heads.items(), key=lambda item: item[1], default=("", 0))
         if count <= TEMPLATE_SHARE * len(captions):
@@ -132,34 +144,26 @@ def _lengths(report: Report, count: int) -> Iterator[Finding]:
         yield Finding("captions", "OK", f"{read}: none is cut")
 
 
-def _empty(report: Report, examples: Sequence[Example]) -> Iterator[Finding]:
+def _empty(examples: Sequence[Example]) -> Iterator[Finding]:
     bare = tuple(_shown(example) for example in examples if not any(caption.strip() for caption in example.captions))
     if bare:
-        level: str = "wrong" if len(bare) > len(examples) / 2 else "look"
-        yield Finding(
-            "captions",
-            "wrong" if level == "wrong" else "look",
-            f"{len(bare)} of {len(examples)} images have an empty caption: they teach no word",
-            "write what they show",
-            bare,
-        )
+        level: Level = "wrong" if len(bare) > len(examples) / 2 else "look"
+        what = f"{len(bare)} of {len(examples)} images have an empty caption: they teach no word"
+        yield Finding("captions", level, what, "write what they show", bare)
 
 
-def _shared(report: Report) -> Iterator[Finding]:
-    images = {image for shared in report.repeated_captions for image in shared.images}
-    if not images:
-        yield Finding("captions", "OK", "every caption belongs to one image")
-        return
-    share = len(images) / max(1, report.usable)
+def _shared(report: Report, examples: Sequence[Example]) -> Iterator[Finding]:
+    count = Counter(caption for example in examples for caption in set(example.captions))
+    lost = sum(all(count[caption] > 1 for caption in example.captions) for example in examples)
+    share = lost / max(1, len(examples))
     largest = sorted(report.repeated_captions, key=lambda shared: -len(shared.images))
     cases = tuple(f'"{printable(shared.what)}": {len(shared.images)} images' for shared in largest)
-    what = f"{len(images):,} images ({share:.0%}) share a caption with another image"
-    if share > 0.9:
-        yield Finding("captions", "wrong", f"{what}: no prompt can tell them apart", "write what differs", cases)
-    elif share > SHARED_SHARE:
-        yield Finding("captions", "look", f"{what}: no prompt can tell them apart", "add what differs", cases)
+    what = f"{lost:,} images ({share:.0%}) have no caption of their own"
+    if share > SHARED_SHARE:
+        level: Level = "wrong" if share > SHARED_WRONG else "look"
+        yield Finding("captions", level, f"{what}: no prompt can tell them from others", "add what differs", cases)
     else:
-        yield Finding("captions", "OK", what, "", cases)
+        yield Finding("captions", "OK", what)
 
 
 def _templates(captions: Sequence[str]) -> Iterator[Finding]:

@@ -38,7 +38,8 @@ TIMED = 6
 FEWEST_STEPS, MOST_STEPS = 30, 3000
 NEAR_COPY = 18.0
 """dB that a drawn image must at least share with the one it was learned from (as the VAE shows it)."""
-LOG_SNRS = (-4.0, -2.0, 0.0, 2.0, 4.0)
+LOG_SNRS = (-2.0, -1.0, 0.0, 1.0, 2.0)
+"""Noise levels at which clean latents are asked for: those where pictures take shape."""
 SEED = 1
 
 

@@ -72,7 +72,7 @@ def verdict(bench: Bench, attempt: Attempt, early: list[Finding], again: Callabl
         f"after {attempt.steps:,} steps on {images} images, {drawn.found} of {images} captions draw their own image, "
         f"at {drawn.psnr:.1f} dB"
     )
-    known = f"clean latents are known to {1 - 2 * attempt.final:.0%}"
+    known = f"clean latents are known to {max(0.0, 1 - 2 * attempt.final):.0%}"
     if drawn.near_copies:
         return [Finding("training", "OK", f"{came_to}: these settings learn")]
     if any(finding.level == "wrong" for finding in early):
