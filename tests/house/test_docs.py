@@ -21,6 +21,7 @@ from t2im.config import Config
 from t2im.errors import UsageError
 from t2im.networks import UNetConfig
 from t2im.recipe import load_config
+from t2im.training.grid import budget_settings, grid
 from t2im.samplers import SCHEDULERS, require_able
 from t2im.stock import stock_obstacle
 
@@ -31,6 +32,7 @@ DOCUMENTS = (
     "CONTRIBUTING.md",
     "docs/data.md",
     "docs/training.md",
+    "docs/configuration.md",
     "docs/precision.md",
     "docs/ema.md",
     "docs/watching.md",
@@ -86,7 +88,11 @@ def test_commands_of_the_documents_exist_with_their_options(document):
     for program, *arguments in commands:
         if program == "t2im":
             options = parse(arguments).params
-            load_config(options.get("recipe"), settings=options.get("settings") or ())
+            settings = options.get("settings") or ()
+            if arguments[0] == "sweep":
+                assert grid(options["bases"] or (), settings, budget_settings(options["budget"]))
+            else:
+                load_config(options.get("recipe"), settings=settings)
         elif program == "make":
             assert all(f"\n{target}:" in makefile for target in arguments)
         else:
