@@ -50,6 +50,7 @@ class Report:
         self._trackers: Trackers | None = None
         self._console = Console(stderr=True, quiet=quiet, highlight=False)
         self._lines: TextIO | None = None
+        self._complete = True
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -70,7 +71,10 @@ class Report:
         if self._bar is not None:
             self._bar.stop()
         if self._lines is not None:
-            self._lines.close()
+            try:
+                self._lines.close()
+            except OSError as error:
+                self._not_written(error)
         if self._trackers is not None:
             self._trackers.close()
 
@@ -79,13 +83,22 @@ class Report:
         assert self._lines is not None
         line = {"event": event, "time": round(time.time(), 3), **numbers}
         finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
-        self._lines.write(json.dumps(finite) + "\n")
-        self._lines.flush()
+        try:
+            self._lines.write(json.dumps(finite) + "\n")
+            self._lines.flush()
+        except OSError as error:  # such as a full disk; what could not be written is tried again with the next line
+            self._not_written(error)
         if event in TRACKED and self._trackers is not None:
             shown = {name: number for name, number in numbers.items() if name not in PLACES}
             self._trackers.scalars(
                 {f"{TRACKED[event]}/{name}": number for name, number in shown.items()}, numbers["step"]
             )
+
+    def _not_written(self, error: OSError) -> None:
+        """Say once that numbers are lost, and go on: they are not worth a run."""
+        if self._complete:
+            self.say(f"{self.path}: cannot be written ({error.strerror}). The run goes on.")
+        self._complete = False
 
     def preview(self, path: Path, *, step: int) -> None:
         """Note that a preview was drawn, and show it to the trackers."""
