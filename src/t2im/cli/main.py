@@ -7,7 +7,7 @@ from typing import Annotated, TextIO
 import typer
 
 from t2im import __version__
-from t2im.cli import data, doctor, ema, generate, info, plan, plot, report, sweep, train
+from t2im.cli import data, doctor, ema, generate, info, plan, plot, report, selftest, sweep, train
 from t2im.errors import CANCELLED, T2IMError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command()(doctor.doctor)
 app.command()(report.report)
 app.command()(info.info)
 app.add_typer(plot.app, name="plot")
+app.add_typer(selftest.app, name="selftest")
 
 
 def _print_version(wanted: bool) -> bool:

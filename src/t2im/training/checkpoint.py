@@ -84,6 +84,7 @@ class Checkpoints:
         self._outcomes: list[Saved] = []
         self._failures = 0
         self._verified: set[Path] = set()
+        self._least: float | None = None
 
     def __enter__(self) -> "Checkpoints":
         """Remove temporary files of ours that are older than an hour: whoever wrote them is dead."""
@@ -133,7 +134,7 @@ class Checkpoints:
 
     def is_best(self, judged_by: Mapping[str, float]) -> bool:
         """Return whether held-out numbers are better than those of the best checkpoint so far, so that it is worth a save."""
-        return self._best_by is not None and judged_by.get(self._best_by, math.inf) < self._least()
+        return self._best_by is not None and judged_by.get(self._best_by, math.inf) < self._least_so_far()
 
     def paths(self) -> list[Path]:
         """Return the run's checkpoints, oldest first by their numbers (dates are lost when files are copied)."""
@@ -191,6 +192,7 @@ class Checkpoints:
             best = self.is_best(state["judged_by"])
             if best:
                 add_name(path, self.folder / BEST)
+                self._least = state["judged_by"][self._best_by]
             self._verified.add(path)
             self._remove_old(path)
         except (OSError, ModelError) as error:
@@ -214,13 +216,15 @@ class Checkpoints:
             self._verified.add(path)
         return path in self._verified
 
-    def _least(self) -> float:
+    def _least_so_far(self) -> float:
         """Return the held-out number of the best checkpoint, without reading its tensors; infinity if there is none."""
-        try:
-            best = torch.load(self.folder / BEST, map_location="cpu", weights_only=True, mmap=True)
-            return float(best["judged_by"][self._best_by])
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError):
-            return math.inf
+        if self._least is None:
+            try:
+                best = torch.load(self.folder / BEST, map_location="cpu", weights_only=True, mmap=True)
+                self._least = float(best["judged_by"][self._best_by])
+            except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError):
+                self._least = math.inf
+        return self._least
 
     def _what_there_is(self) -> str:
         there = self.paths()
