@@ -58,12 +58,16 @@ class DenoiserTask:
         self._vae, self._text_encoder = vae, text_encoder
         self._heldout = HeldOut(store, heldout, self.schedule) if len(heldout) else None
         self._prompts = list(config.training.preview_prompts) or preview_captions(store, heldout, train)
-        self._previewed = text_encoder(self._prompts), text_encoder([""])
+        side = config.data.resolution
+        self._previewed = text_encoder(self._prompts).sized(side, side), text_encoder([""]).sized(side, side)
 
     def loss(self, model: Forward, samples: range) -> tuple[Tensor, dict[str, Tensor]]:
         """Draw examples, noise them, let the UNet see through, compare."""
         indices = np.arange(samples.start, samples.stop)
-        batch = self._store.batch(self._shown(indices), indices, self._seed, self._config.training.caption_dropout)
+        training = self._config.training
+        batch = self._store.batch(
+            self._shown(indices), indices, self._seed, training.caption_dropout, training.size_dropout
+        )
         device = next(self.model.parameters()).device
         noised = objective.noise(
             batch.latents.to(device), batch.sample_indices, self.schedule, self._seed, self._objective
