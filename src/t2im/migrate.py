@@ -21,11 +21,11 @@ MOVED: dict[int, dict[str, str]] = {2: {"schedule.prediction_type": "objective.t
 """What each schema calls by another name than the one before it: old key -> new key."""
 
 
-def migrate_config(tree: Mapping[str, Any], schema: int) -> Tree:
+def migrate_config(tree: Mapping[str, Any], schema: Any) -> Tree:
     """Return a tree of settings as CONFIG_SCHEMA wants it; the given one is not touched.
 
     tree: groups of settings, as a recipe or a checkpoint holds them; it need not be complete.
-    schema: the number that stands in its file.
+    schema: the number that stands in its file, whatever stands there.
 
     >>> migrate_config({"schedule": {"prediction_type": "v_prediction", "beta_end": 0.02}}, schema=1)
     {'schedule': {'beta_end': 0.02}, 'objective': {'type': 'v_prediction'}}
@@ -83,4 +83,5 @@ def _move(tree: Tree, before: str, after: str) -> None:
     if _find(tree, after):
         raise ConfigError(f'"{before}" is the old name of "{after}", and both are given. Leave the old one out.')
     (old_group, old_name), (group, name) = before.split("."), after.split(".")
-    tree.setdefault(group, {})[name] = tree[old_group].pop(old_name)
+    if isinstance(target := tree.setdefault(group, {}), dict):  # else the tree is none, and its reader will say so
+        target[name] = tree[old_group].pop(old_name)

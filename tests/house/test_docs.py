@@ -21,9 +21,9 @@ from t2im.config import Config
 from t2im.errors import UsageError
 from t2im.networks import UNetConfig
 from t2im.recipe import load_config
-from t2im.training.grid import budget_settings, grid
 from t2im.samplers import SCHEDULERS, require_able
 from t2im.stock import stock_obstacle
+from t2im.training.grid import budget_settings, grid
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "t2im"
