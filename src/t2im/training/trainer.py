@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from t2im.config import OptimizationConfig
 from t2im.training.compiling import channels_last, compiled
-from t2im.training.ema import EMA
+from t2im.training.ema import EMA, trainable
 from t2im.training.nonfinite import evidence, is_finite
 from t2im.training.optimizers import (
+    averages_weights,
     build_optimizer,
     clip_gradients,
     evaluation_weights,
@@ -78,9 +79,11 @@ class Trainer:
         model.to(self._accelerator.device).train()
         if compute.channels_last:
             channels_last(model)
-        self.ema = EMA(model, settings.ema_decay) if settings.ema_decay else None
+        optimizer = build_optimizer(model, settings)
+        # A schedule-free optimizer averages by itself.
+        self.ema = EMA(model, settings.ema_decay) if settings.ema_decay and not averages_weights(optimizer) else None
         self.power_ema = PowerEMA(model, ema_sigmas) if ema_sigmas else None
-        self._prepared, self._optimizer = self._accelerator.prepare(model, build_optimizer(model, settings))
+        self._prepared, self._optimizer = self._accelerator.prepare(model, optimizer)
         self._scale = LossScale(self._accelerator.scaler)
         self._forward: Forward = compiled(self._prepared, say) if compute.compile else self._prepared
         for_training(self._optimizer)
@@ -118,7 +121,7 @@ class Trainer:
 
         def loss_of(some: range) -> Tensor:
             with self._accelerator.autocast():
-                return loss(self._forward, some)[0]
+                return loss(self._prepared, some)[0]
 
         return evidence(self.model, samples, taken.loss, descriptions, loss_of)
 
@@ -154,12 +157,21 @@ class Trainer:
         """Return all of it, tensors by reference."""
         return {
             "model": self.model.state_dict(),
-            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "ema": self._averaged(),
             "power_ema": self.power_ema.state_dict() if self.power_ema is not None else None,
             "optimizer": self._optimizer.state_dict(),
             "loss_scale": self._scale.state_dict(),
             "rng": _random_state(),
         }
+
+    def _averaged(self) -> dict[str, Any] | None:
+        """Return the weights to sample with, where they are not those to learn with."""
+        if self.ema is not None:
+            return self.ema.state_dict()
+        if not averages_weights(self._optimizer):
+            return None
+        with evaluation_weights(self._optimizer):
+            return {**trainable(self.model), "updates": 0}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up such a state."""
