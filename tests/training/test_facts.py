@@ -49,7 +49,7 @@ def test_what_looks_wrong_is_named(tiny_model):
 
 
 def test_the_start_holds_all_that_repeats_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(facts.sys, "argv", ["/x/t2im", "train", "photos"])
+    monkeypatch.setattr(facts.sys, "argv", ["bin/t2im", "train", "photos"])
     config = load_config(None, settings=["objective.type=flow", "sampling.scheduler=euler", "training.seed=7"])
     start = start_facts(config, Schedule(config.schedule, "flow"), {"images": 3})
     assert start["command"] == "t2im train photos" and start["data"] == {"images": 3}

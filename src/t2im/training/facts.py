@@ -53,7 +53,7 @@ def start_facts(config: Config, schedule: Schedule, data: Mapping[str, Any]) -> 
 def command(arguments: Sequence[str]) -> str:
     """Return a command line that can be pasted back, without the folder of the program.
 
-    >>> command(["/opt/bin/t2im", "train", "my photos/", "--steps", "10"])
+    >>> command(["bin/t2im", "train", "my photos/", "--steps", "10"])
     "t2im train 'my photos/' --steps 10"
     """
     program, *rest = arguments
