@@ -60,7 +60,7 @@ class Request(Settings):
         values = {name: defaults.get(name) if value is None else value for name, value in self}
         if self.seed == RANDOM:
             values["seed"] = secrets.randbelow(2**32 - self.count)  # 32 bits: what other tools can take up
-        return ResolvedRequest(**values)
+        return ResolvedRequest.model_validate(values)
 
     @model_validator(mode="after")
     def _last_seed_fits(self) -> Self:
