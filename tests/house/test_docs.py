@@ -14,7 +14,9 @@ from typer.main import get_command
 
 import t2im.model
 import t2im.model_folder
+import t2im.training.at_hand
 import t2im.training.choice
+import t2im.training.plan
 import t2im.training.run
 from t2im.cli.main import app
 from t2im.config import Config
@@ -31,6 +33,7 @@ DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
     "docs/data.md",
+    "docs/before-training.md",
     "docs/training.md",
     "docs/configuration.md",
     "docs/precision.md",
@@ -113,9 +116,10 @@ def test_a_command_that_does_not_exist_is_seen(line):
 def newcomer(tiny_model, tiny_checkpoint, tmp_path, monkeypatch):
     """Put the reader of a document at a place with a folder of photos, a trained model, and a built-in one."""
     tiny_model.save(tmp_path / "builtin")
-    for module in (t2im.model, t2im.training.choice):
+    for module in (t2im.model, t2im.training.choice, t2im.training.at_hand):
         monkeypatch.setattr(module, "builtin_folder", lambda: tmp_path / "builtin")
-    monkeypatch.setattr(t2im.training.run, "load_config", lambda recipe, settings: load_config(recipe, settings=TINY))
+    for module in (t2im.training.run, t2im.training.plan):
+        monkeypatch.setattr(module, "load_config", lambda recipe, settings: load_config(recipe, settings=TINY))
     shutil.copytree(tmp_path / "builtin", tmp_path / "output" / "model")
     for suffix in (".pt", ".pt.sha256"):
         path = tiny_checkpoint.with_name(f"checkpoint_epoch_1{suffix}")

@@ -113,7 +113,7 @@ def lines(forecast: Forecast) -> Iterator[str]:
 
 def _speed(forecast: Forecast) -> str:
     tried = forecast.tried
-    rate = f"{tried.samples_per_second:.3g} samples/s on {forecast.device}, the median of {tried.steps} real steps"
+    rate = f"{tried.samples_per_second:.3g} samples/s on {forecast.device}, median of {tried.steps} tried steps"
     if tried.batch_size == forecast.batch_size:
         return rate
     return f"{rate} of {tried.batch_size} samples instead of {forecast.batch_size}, for larger ones took too long"
@@ -166,7 +166,7 @@ def _scaled(count: float, unit: str) -> str:
     power = 0
     while count >= 1000 and power < len(prefixes) - 1:
         count, power = count / 1000, power + 1
-    return f"{count:.3g} {prefixes[power]}{unit}"
+    return f"{count:.0f} {prefixes[power]}{unit}" if count >= 100 else f"{count:.3g} {prefixes[power]}{unit}"
 
 
 def _row(name: str, text: str) -> str:
