@@ -147,8 +147,10 @@ class _Frame:
         if not self.log or self.high - self.low < 1:
             low, high = (10**self.low, 10**self.high) if self.log else (self.low, self.high)
             return _ticks(low, high, 5)
-        decades = range(math.floor(self.low), math.ceil(self.high) + 1)
-        return [10.0**decade for decade in decades if self.low <= decade <= self.high]
+        factors = (1, 2, 5) if self.high - self.low < 2 else (1,)
+        powers = range(math.floor(self.low), math.ceil(self.high) + 1)
+        round_numbers = (factor * 10.0**power for power in powers for factor in factors)
+        return [number for number in round_numbers if self.low <= math.log10(number) <= self.high]
 
 
 def _ticks(low: float, high: float, count: int) -> list[float]:

@@ -234,7 +234,7 @@ def _previews(history: History, pictures: Sequence[tuple[int, str]]) -> str:
         for step, url in pictures
     ]
     intro = "The same prompts from the same noise, with the sampler of t2im generate and the averaged weights."
-    return f'<p>{intro}</p><div class="previews">{"".join(figures[:-1])}</div>{figures[-1]}'
+    return f'<p>{intro} The newest, and how it came about:</p>{figures[-1]}<div class="previews">{"".join(figures[:-1])}</div>'
 
 
 def _data(data: Mapping[str, Any]) -> str:
