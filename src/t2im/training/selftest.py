@@ -32,6 +32,7 @@ PICTURES = 48
 COMMAND = (sys.executable, "-c", "from t2im.cli.main import main; main()", "train")
 QUICK = (
     "training.evaluations=1",
+    "data.heldout=0",  # an exam would take longer than all the steps
     "sampling.num_inference_steps=2",
     "vae_training.good_enough_psnr=0.001",  # any VAE and any text encoder will do: they stay as they are
     "clip_training.good_enough_pieces=1000",
