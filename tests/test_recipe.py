@@ -26,12 +26,19 @@ def test_later_ones_win_and_each_setting_knows_where_it_comes_from(write):
     training = found.config.training
     assert (training.batch_size, training.warmup_steps, training.seed) == (8, 10, 11)
     assert found.config.data.resolution == 32 and training.epochs == Config().training.epochs
-    assert found.origins == {
+    told = {name: origin for name, origin in found.origins.items() if origin != "nano.toml"}
+    assert told == {
         "data.resolution": "grand.toml",
         "training.batch_size": "grand.toml",
         "training.warmup_steps": "mine.toml",
         "training.seed": COMMAND_LINE,
     }
+
+
+def test_without_a_recipe_and_under_an_own_one_lies_nano(write):
+    assert load_config() == load_config("nano") != Config()
+    assert load_config(write("[training]\nseed = 3")) == load_config("nano", settings=["training.seed=3"])
+    assert load_config(write('extends = "plain"\n')) == load_config("plain")
 
 
 def test_recipes_build_on_those_of_the_package_too(write):

@@ -3,8 +3,9 @@
     defaults  <  what a recipe extends  <  the recipe  <  --set group.name=value
 
 A recipe is a TOML file with some of the settings of `config.py`: one that ships in `recipes/`, or the user's own. It may
-say `extends = "nano"`, or name a file beside itself, and then only what differs from that; and `schema = 2`, the number
-of the tree that it was written for (see `migrate.py`).
+say `extends = "small"`, or name a file beside itself, and then only what differs from that; and `schema = 2`, the number
+of the tree that it was written for (see `migrate.py`). Where nothing is said, `nano` is meant: no recipe at all is
+`nano`, and so is what a user's own recipe extends. The bare defaults are the textbook's.
 """
 
 import ast
@@ -24,6 +25,7 @@ from t2im.settings import parse_settings
 
 LARGEST_RECIPE = 2**20  # bytes; the tree itself needs a few thousand
 COMMAND_LINE = "command line"
+DEFAULT_RECIPE = "nano"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def load_config(recipe: str | None = None, *, settings: Iterable[str] = ()) -> C
 
 def resolve(recipe: str | None = None, *, settings: Iterable[str] = ()) -> Resolved:
     """Build the tree as `load_config` does, and remember where each setting comes from."""
-    layers = _layers(recipe, Path()) if recipe else []
+    layers = _layers(recipe or DEFAULT_RECIPE, Path())
     given: Tree = {}
     for setting in settings:
         _apply(given, setting)
@@ -69,6 +71,17 @@ def resolve(recipe: str | None = None, *, settings: Iterable[str] = ()) -> Resol
     return Resolved(parse_settings(Config, tree), origins)
 
 
+def changed(config: Config, settings: Iterable[str]) -> Config:
+    """Return a tree with some settings changed.
+
+    Raises: ConfigError, naming every faulty setting with the nearest valid name.
+    """
+    tree = config.model_dump()
+    for setting in settings:
+        _apply(tree, setting)
+    return parse_settings(Config, tree)
+
+
 def _layers(recipe: str, beside: Path, extending: tuple[str, ...] = ()) -> list[tuple[str, Tree]]:
     """Read a recipe and all that it extends; the one that gives way to all others comes first.
 
@@ -78,7 +91,7 @@ def _layers(recipe: str, beside: Path, extending: tuple[str, ...] = ()) -> list[
     if str(file) in extending:
         raise ConfigError(f'{recipe}: extends itself, by way of {len(extending)} recipes. Leave one "extends" out.')
     tree = _read(file, recipe)
-    schema, base = tree.pop("schema", None), tree.pop("extends", None)
+    schema, base = tree.pop("schema", None), tree.pop("extends", None if _ships(file) else DEFAULT_RECIPE)
     if base is not None and not isinstance(base, str):
         raise ConfigError(f"{recipe}: extends must be the name of one recipe, not {base!r}.")
     below = _layers(base, file.parent if isinstance(file, Path) else Path(), (*extending, str(file))) if base else []
@@ -101,6 +114,10 @@ def _find(recipe: str, beside: Path) -> Traversable:
     raise ConfigError(
         f'recipe "{recipe}" is unknown{hint}. Valid: {", ".join(recipe_names())}, or the path of a .toml file.'
     )
+
+
+def _ships(file: Traversable) -> bool:
+    return file == resources.files("t2im") / "recipes" / file.name
 
 
 def _read(file: Traversable, recipe: str) -> Tree:

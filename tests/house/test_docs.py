@@ -161,7 +161,7 @@ def test_links_of_the_documents_lead_somewhere(document):
 def test_defaults_in_the_documents_are_those_of_the_code():
     rows = re.findall(r"^\| `([a-z_]+)\.([a-z_]+)` \| `([^`]+)` \|", text_of("docs/training.md"), re.MULTILINE)
     assert len(rows) > 15
-    config = Config()
+    config = load_config()
     for group, name, default in rows:
         assert getattr(getattr(config, group), name) == ast.literal_eval(default), f"{group}.{name}"
 

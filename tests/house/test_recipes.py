@@ -11,7 +11,7 @@ from t2im.encoders.vae import new_vae
 from t2im.nn.unet import ConditionalUNet
 from t2im.recipe import load_config, recipe_names
 
-PARAMETERS = {"nano": 5_804_452, "small": 21_115_652, "base": 48_578_692, "sd15": 859_520_964}
+PARAMETERS = {"nano": 6_068_900, "plain": 5_804_452, "small": 21_380_100, "base": 49_565_956, "sd15": 859_520_964}
 OURS = sorted(PARAMETERS.keys() - {"sd15"})
 
 

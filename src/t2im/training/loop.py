@@ -179,7 +179,8 @@ class _Run:
     def snapshots(self) -> EMASnapshots:
         """Return where averages are kept, without those that a resumed run will make again."""
         snapshots = EMASnapshots(self._checkpoints.folder / FOLDER, identity(self._task.state_dict()))
-        snapshots.go_on_from(self.progress.step)
+        assert self._trainer.power_ema is not None
+        snapshots.go_on_from(self._trainer.power_ema.updates)
         return snapshots
 
     def judge(self, taken: Taken, samples: range) -> None:

@@ -17,14 +17,15 @@ from t2im.devices import available_device
 from t2im.encoders.text import TextEncoder
 from t2im.encoders.vae import VAE
 from t2im.errors import ModelError, UsageError, nearest
-from t2im.files import alone_in, require_writable
+from t2im.files import alone_in, require_writable, write_json
 from t2im.model import TextToImage
-from t2im.recipe import load_config
+from t2im.recipe import changed, load_config
 from t2im.settings import parse_settings
 from t2im.toml import write_config
 from t2im.training.checkpoint import Checkpoints
 from t2im.training.choice import text_encoder_for, vae_for
 from t2im.training.denoiser import DenoiserTask, known_captions, read_unet_checkpoint, write_unet_checkpoint
+from t2im.training.ema_choice import RUN_FILE
 from t2im.training.encoders import ENCODERS, keep_encoders, train_clip, train_vae
 from t2im.training.loop import fit
 from t2im.training.report import Report
@@ -82,14 +83,16 @@ def train(
     with alone_in(output, "training there"), Report(output, name="t2im", quiet=quiet) as report:
         checkpoints = _checkpoints(output)
         newest = _newest(checkpoints, resume)
-        given = bool(recipe or settings or seed is not None)
-        config = load_config(recipe, settings=settings) if given or newest is None else _config_of(newest)
+        if newest is None or recipe is not None:
+            config = load_config(recipe, settings=settings)
+        else:
+            config = changed(_config_of(newest), settings)
         config = _with_budget(config, epochs, steps, minutes)
         if seed is not None:
             config = _changed(config, "training", seed=seed)
         where = available_device(device)
 
-        data = read_split(folder, config, output, report.say, check_images=newest is None)
+        data = read_split(folder, config, output, report.say, check_images=newest is None or config.data.skip_bad)
         if newest is None:
             run: dict[str, Any] = {"device": where, "seed": config.training.seed, "resume": resume, "quiet": quiet}
             examples = data.for_training, data.held_out
@@ -113,6 +116,7 @@ def train(
             progress=lambda what, done, total: report.progress(done / max(1, total), f"encoding {what}"),
         )
         write_config(config, output / "config.toml")
+        write_json(output / RUN_FILE, {"folder": str(Path(folder).resolve())})
         about = {"encoders": encoders, **_about(folder, store, data, newest, report.say)}
         task = DenoiserTask(store, data.train, data.heldout, chosen_vae, text, config, about)
         checkpoints = _checkpoints(output, keep=config.training.keep_checkpoints)
