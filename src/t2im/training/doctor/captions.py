@@ -24,8 +24,8 @@ TEMPLATE_SHARE = 0.5
 """A beginning that more captions than this have in common is a template."""
 LONGEST_HEAD = 6
 """Words of a beginning that are compared."""
-SHARED_SHARE, SHARED_WRONG = 0.2, 0.9
-"""Shares of images without a caption of their own from which that is worth a look, and wrong."""
+SHARED_SHARE = 0.2
+"""Share of images without a caption of their own from which that is worth a look; one caption for all is wrong."""
 RARE = 3
 """A word in fewer captions than this is hardly learned."""
 RARE_SHARE = 0.25
@@ -160,7 +160,7 @@ def _shared(report: Report, examples: Sequence[Example]) -> Iterator[Finding]:
     cases = tuple(f'"{printable(shared.what)}": {len(shared.images)} images' for shared in largest)
     what = f"{lost:,} images ({share:.0%}) have no caption of their own"
     if share > SHARED_SHARE:
-        level: Level = "wrong" if share > SHARED_WRONG else "look"
+        level: Level = "wrong" if len(count) == 1 else "look"
         yield Finding("captions", level, f"{what}: no prompt can tell them from others", "add what differs", cases)
     else:
         yield Finding("captions", "OK", what)
