@@ -183,6 +183,26 @@ def test_a_newer_schema_is_refused(state, tmp_path):
         refused(tmp_path / "c.pt", "schema 3, this version reads 2")
 
 
+def test_a_checkpoint_of_the_first_schema_is_read_as_one_of_today(state, tmp_path):
+    config = {**state["config"]}
+    objective = config.pop("objective")
+    config["schedule"] = {**config["schedule"], "prediction_type": objective["type"]}
+    old = {name: part for name, part in state.items() if name not in ("judged_by", "environment")}
+    torch.save({"format": "t2im-checkpoint", "schema": 1, **old, "config": config}, tmp_path / "c.pt")
+    with pytest.warns(UserWarning, match="cannot be verified"):
+        read = read_checkpoint(tmp_path / "c.pt")
+    assert read["schema"] == 2 and read["judged_by"] == read["environment"] == read["loss_scale"] == {}
+    assert config_of(read, tmp_path).objective.type == objective["type"]
+    assert "prediction_type" not in read["config"]["schedule"]
+
+
+def test_old_settings_that_contradict_themselves_are_named(state, tmp_path):
+    config = {**state["config"], "schedule": {**state["config"]["schedule"], "prediction_type": "epsilon"}}
+    torch.save({"format": "t2im-checkpoint", "schema": 1, **state, "config": config}, tmp_path / "c.pt")
+    with pytest.warns(UserWarning):
+        refused(tmp_path / "c.pt", '"schedule.prediction_type" is the old name')
+
+
 def test_a_crash_while_saving_leaves_the_older_checkpoint(state, tmp_path, monkeypatch):
     write_checkpoint(tmp_path / "c.pt", state)
 

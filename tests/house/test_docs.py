@@ -37,6 +37,7 @@ DOCUMENTS = (
     "docs/training.md",
     "docs/configuration.md",
     "docs/precision.md",
+    "docs/reliability.md",
     "docs/ema.md",
     "docs/watching.md",
     "docs/models.md",
