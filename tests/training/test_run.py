@@ -28,6 +28,7 @@ SETTINGS = (
     "sampling.num_inference_steps=2",
     "training.learning_rate=0.01",
     "unet.dropout=0.1",
+    "unet.addition_embed_type=none",
 )
 ENCODERS = (
     "vae.block_out_channels=(8,8)",
@@ -237,6 +238,7 @@ def test_as_many_checkpoints_stay_as_the_settings_say(folder, encoders, tmp_path
     settings = (*SETTINGS, "training.checkpoint_epochs=1", "training.keep_checkpoints=2")
     quick(folder, tmp_path / "out", epochs=4, settings=settings, **encoders)
     assert sorted(path.name for path in (tmp_path / "out").glob("*.pt")) == [
+        "best.pt",
         "checkpoint_epoch_3.pt",
         "checkpoint_epoch_4.pt",
     ]

@@ -21,6 +21,7 @@ from t2im.training.ema_snapshots import FOLDER, EMASnapshots, identity
 from t2im.training.environment import changes_since
 from t2im.training.interrupt import Interruption
 from t2im.training.learning_rate import learning_rate
+from t2im.training.memory import peak_memory
 from t2im.training.nonfinite import Guard
 from t2im.training.report import Report
 from t2im.training.rhythm import Budget, Plan, Progress, Rhythm, Speed
@@ -212,6 +213,7 @@ class _Run:
             gradient_norm=taken.gradient_norm.item(),
             samples_per_second=round(samples_per_second, 2),
             training_seconds=round(progress.seconds, 2),
+            **peak_memory(),
         )
         self._report.progress(
             done, f"epoch {progress.epoch} loss {shown['loss']:.4f} {samples_per_second:.1f} samples/s"
@@ -252,6 +254,8 @@ class _Run:
         path = self._checkpoints.folder / "previews" / f"{self._task.name}_step_{self.progress.step:08d}.png"
         with self._trainer.at_rest(averaged=True) as model:
             self._task.preview(model, path)
+        if path.exists():  # CLIP has nothing to show
+            self._report.preview(path, step=self.progress.step)
 
     def save(self, judged_by: dict[str, float]) -> None:
         """Begin to write a checkpoint; training goes on meanwhile."""
@@ -265,6 +269,8 @@ class _Run:
     def save_and_wait(self) -> None:
         """Write the last checkpoint."""
         self._tell(self._checkpoints.write(self._state({}), **self._place()))
+        progress = self.progress
+        self._report.event("end", step=progress.step, finished=progress.finished, exit_code=progress.exit_code)
 
     def _tell(self, saved: Saved) -> None:
         self._report.event("save", step=saved.step, path=saved.path.name, best=saved.best, problem=saved.problem)

@@ -1,7 +1,6 @@
 """How does a folder become a model? The whole way: read, split, encoders, cache, UNet, model folder."""
 
 import hashlib
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +26,13 @@ from t2im.training.choice import text_encoder_for, vae_for
 from t2im.training.denoiser import DenoiserTask, known_captions, read_unet_checkpoint, write_unet_checkpoint
 from t2im.training.ema_choice import RUN_FILE
 from t2im.training.encoders import ENCODERS, keep_encoders, train_clip, train_vae
+from t2im.training.facts import card_training, data_facts, start_facts
 from t2im.training.loop import fit
 from t2im.training.report import Report
+from t2im.training.report_page import write_report
 from t2im.training.rhythm import Budget, Plan, Progress
 from t2im.training.split import Split, read_split
+from t2im.training.trackers import require_trackers
 from t2im.training.trainer import Compute
 
 Say = Callable[[str], None]
@@ -91,6 +93,7 @@ def train(
         if seed is not None:
             config = _changed(config, "training", seed=seed)
         where = available_device(device)
+        require_trackers(config.training.trackers)
 
         data = read_split(folder, config, output, report.say, check_images=newest is None or config.data.skip_bad)
         if newest is None:
@@ -119,8 +122,12 @@ def train(
         write_json(output / RUN_FILE, {"folder": str(Path(folder).resolve())})
         about = {"encoders": encoders, **_about(folder, store, data, newest, report.say)}
         task = DenoiserTask(store, data.train, data.heldout, chosen_vae, text, config, about)
+        seen = data_facts(Path(folder).resolve().name, data, store, text, config)
+        report.event("start", **start_facts(config, task.schedule, seen))
         checkpoints = _checkpoints(output, keep=config.training.keep_checkpoints)
         progress = _fit_unet(task, config, checkpoints, where, resume=newest is not None, quiet=quiet)
+        if progress.step > progress.skipped_steps:
+            report.say(f"report: {write_report(output)}")
         model = None
         if progress.finished:
             model = _save_model(task, chosen_vae, text, config, output, progress, about, where)
@@ -216,7 +223,8 @@ def _fit_unet(
         checkpoint_minutes=settings.checkpoint_minutes,
         checkpoint_epochs=settings.checkpoint_epochs or max(1, epochs // 10),
     )
-    with Report(checkpoints.folder, name="unet", quiet=quiet) as report:
+    tree = config.model_dump(mode="json")
+    with Report(checkpoints.folder, name="unet", quiet=quiet, trackers=settings.trackers, config=tree) as report:
         return fit(
             task,
             settings,
@@ -242,23 +250,10 @@ def _save_model(
     device: torch.device,
 ) -> Path:
     unet = task.model.eval().requires_grad_(False)
-    training = {
-        "steps": progress.step,
-        "epochs": progress.epoch,
-        "samples": progress.samples,
-        "minutes": round(progress.seconds / 60, 1),
-        "batch_size": config.training.batch_size,
-        "hardware": torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-        "prediction_type": config.objective.type,
-        "seed": config.training.seed,
-        **{name: round(value, 5) for name, value in progress.evaluation.items()},
-    }
     data = {key: value for key, value in about["data"].items() if key not in ("captions", "latents")}
     facts = ModelFacts(
         name=output.resolve().name,
-        training=training,
+        training=card_training(config, progress, device),
         data=data,
         latents=about["data"]["latents"],
         captions=tuple(about["data"]["captions"]),
