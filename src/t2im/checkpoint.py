@@ -8,9 +8,8 @@ configuration asks for, dense and finite.
 """
 
 import os
-import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from t2im.files import atomic_path, sha256_of_file, write_text
 from t2im.migrate import migrate_config
 from t2im.nn.unet import ConditionalUNet
 from t2im.settings import parse_settings
+from t2im.weights import is_finite, read_pickled, tensors_in
 
 FORMAT = "t2im-checkpoint"
 SCHEMA = 2
@@ -108,10 +108,7 @@ def read_verified(path: Path) -> Any:
     Raises: ModelError if it is damaged. Warns if its checksum file is missing.
     """
     verify_checksum(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise ModelError(f"{path}: not a checkpoint, or a damaged one ({_first_line(error)}).") from None
+    return read_pickled(path)
 
 
 def checksum_path(path: Path) -> Path:
@@ -122,7 +119,7 @@ def checksum_path(path: Path) -> Path:
 def recorded_checksum(path: Path) -> str | None:
     """Return the SHA-256 that is written beside a checkpoint, if it is."""
     try:
-        words = checksum_path(path).read_text(encoding="utf-8").split()
+        words = checksum_path(path).read_text(encoding="utf-8", errors="replace").split()
     except FileNotFoundError:
         return None
     return words[0] if words else ""
@@ -154,10 +151,7 @@ def weights_of(checkpoint: Mapping[str, Any], which: Literal["ema", "raw"] = "em
 
 def first_not_finite(state: Any) -> str:
     """Return where in a state the first tensor stands that is not finite; empty if all are."""
-    for where, tensor in _tensors(state, ""):
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            return where
-    return ""
+    return next((where for where, tensor in tensors_in(state) if not is_finite(tensor)), "")
 
 
 def _of_today(checkpoint: Any, path: Path) -> Any:
@@ -183,10 +177,10 @@ def _require_sound(checkpoint: Any, path: Path) -> None:
         entry = checkpoint["encoders"].get(part)
         if not isinstance(entry, Mapping) or not all(isinstance(entry.get(key), str) for key in ("folder", "sha256")):
             raise ModelError(f'{path}: damaged, it does not name the folder and sha256 of its "{part}".')
-    for where, tensor in _tensors(checkpoint, ""):
+    for where, tensor in tensors_in(checkpoint):
         if tensor.layout is not torch.strided or tensor.is_quantized:
             raise ModelError(f'{path}: "{where}" is no dense tensor.')
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if not is_finite(tensor):
             raise ModelError(f'{path}: "{where}" holds values that are not finite.')
     with torch.device("meta"):
         expected = ConditionalUNet(config_of(checkpoint, path).unet).state_dict()
@@ -196,6 +190,8 @@ def _require_sound(checkpoint: Any, path: Path) -> None:
 
 
 def _require_weights(found: Mapping[str, Any], expected: Mapping[str, Tensor], where: str) -> None:
+    if odd := next((name for name in found if not isinstance(name, str) or not name.isprintable()), None):
+        raise ModelError(f"{where}: {odd!a} is no name of a weight.")
     for name in sorted(expected.keys() - found.keys()):
         raise ModelError(f'{where}: weight "{name}" is missing{nearest(name, found)}.')
     for name in sorted(found.keys() - expected.keys()):
@@ -208,23 +204,8 @@ def _require_weights(found: Mapping[str, Any], expected: Mapping[str, Tensor], w
             )
 
 
-def _tensors(value: Any, where: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield where, value
-    elif isinstance(value, Mapping):
-        for name, entry in value.items():
-            yield from _tensors(entry, f"{where}.{name}".lstrip("."))
-    elif isinstance(value, list | tuple):
-        for index, entry in enumerate(value):
-            yield from _tensors(entry, f"{where}[{index}]")
-
-
 def _nearest_checkpoints(path: Path) -> str:
     there = sorted(entry.name for entry in path.parent.glob("*.pt")) if path.parent.is_dir() else []
     if not there:
         return f" (and none in {path.parent})"
     return nearest(path.name, there) or f" (there are {', '.join(there[-3:])})"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or repr(error)).strip().splitlines()[0].rstrip(".")

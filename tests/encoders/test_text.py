@@ -265,7 +265,7 @@ def damage_vocabulary(folder):
     ("damage", "message"),
     [
         (damage_missing, 'lack "final_layer_norm.bias"'),
-        (damage_not_finite, '"final_layer_norm.bias" is not finite'),
+        (damage_not_finite, 'final_layer_norm.bias" is not finite'),
         (damage_pickled, "Only safetensors"),
         (damage_tokenizer, "neither tokenizer.json nor vocab.json"),
         (damage_vocabulary, "cannot be loaded"),

@@ -28,7 +28,7 @@ GROUND = (
     "request",
     "card",
 )
-MATHEMATICS = ("shapes", "devices", "nn", "diffusion")
+MATHEMATICS = ("shapes", "devices", "weights", "nn", "diffusion")
 WORLD = ("data", "encoders", "batches", "cache", "picture", "checkpoint", "model_folder", "model", "direct")
 JOBS = ("training", "explain")  # they do not know each other
 HOUSE = (*GROUND, *MATHEMATICS, *WORLD, *JOBS, "cli")

@@ -18,6 +18,7 @@ from t2im.errors import ModelError, UsageError
 from t2im.files import atomic_path
 from t2im.networks import CLIPConfig
 from t2im.shapes import TextStates
+from t2im.weights import read_safetensors
 
 if TYPE_CHECKING:
     from transformers.models.clip.modeling_clip import CLIPModel, CLIPTextModel
@@ -63,7 +64,6 @@ class TextEncoder:
 
         Raises: ModelError, if there is none, or its weights are no safetensors, incomplete or damaged.
         """
-        from safetensors.torch import load_file
         from transformers.models.clip.configuration_clip import CLIPTextConfig
         from transformers.models.clip.modeling_clip import CLIPTextModel
         from transformers.models.clip.tokenization_clip import CLIPTokenizer
@@ -76,9 +76,10 @@ class TextEncoder:
             raise ModelError(
                 f"{vocabulary}: holds neither tokenizer.json nor vocab.json. Copy the model's tokenizer there."
             )
+        weights = read_safetensors(folder / WEIGHTS)
         try:
             module = CLIPTextModel(CLIPTextConfig.from_pretrained(folder, local_files_only=True))
-            stored = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
+            stored = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
             missing, _ = module.load_state_dict(stored, strict=False)  # a whole CLIP has its image tower beside it
             tokenizer = CLIPTokenizer.from_pretrained(vocabulary, local_files_only=True)
         except Exception as error:  # damaged files, wrong shapes and odd configurations all raise differently

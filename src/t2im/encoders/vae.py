@@ -20,6 +20,7 @@ from t2im.encoders.folders import first_line, locate, part_of, require_complete,
 from t2im.errors import ModelError, UsageError
 from t2im.networks import VAEConfig
 from t2im.shapes import Images, Latents, PerSample
+from t2im.weights import require_modest
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -66,6 +67,7 @@ class VAE:
 
         root = locate(source, {"vae": ("config.json", WEIGHTS)}, local_files_only=local_files_only)
         folder = part_of(root, "vae", "AutoencoderKL", WEIGHTS)
+        require_modest(folder / WEIGHTS)
         try:
             module, report = AutoencoderKL.from_pretrained(
                 folder, use_safetensors=True, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True

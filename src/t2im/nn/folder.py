@@ -19,6 +19,7 @@ from torch import Tensor
 from t2im.errors import ConfigError, ModelError, nearest
 from t2im.files import atomic_path, write_json
 from t2im.networks import BEYOND_STOCK, UNetConfig
+from t2im.weights import read_safetensors
 
 CLASS_NAME = "UNet2DConditionModel"
 OUR_CLASS_NAME = "ConditionalUNet"
@@ -158,9 +159,6 @@ def read_unet(folder: str | Path) -> tuple[UNetConfig, dict[str, Tensor]]:
 
     Raises: ModelError for a file that is missing or damaged; ConfigError for a UNet that is not ours.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     config_path, weights_path = Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE
     for path in (config_path, weights_path):
         if not path.is_file():
@@ -168,16 +166,13 @@ def read_unet(folder: str | Path) -> tuple[UNetConfig, dict[str, Tensor]]:
                 f"{folder}: no UNet there ({path.name} is missing). "
                 f"Give a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, such as the unet folder of a pipeline."
             )
-    path = config_path
     try:
         values = json.loads(config_path.read_text(encoding="utf-8"))
-        path = weights_path
-        weights = load_file(weights_path)
-    except (ValueError, OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: cannot be read ({error}). Copy it again from its source.") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise ModelError(f"{config_path}: cannot be read ({error}). Copy it again from its source.") from None
     if not isinstance(values, dict):
         raise ModelError(f"{config_path}: holds no settings. Copy it again from its source.")
-    return from_diffusers_config(values), weights
+    return from_diffusers_config(values), read_safetensors(weights_path)
 
 
 def require_same_weights(folder: str | Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

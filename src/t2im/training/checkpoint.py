@@ -10,7 +10,6 @@ they were; a save that fails, as on a full disk, is told and tried again at the 
 import errno
 import math
 import os
-import pickle
 import re
 import shutil
 import time
@@ -22,13 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from t2im.checkpoint import checksum_path, first_not_finite, read_verified, recorded_checksum, write_verified
 from t2im.errors import ModelError, TrainingError
 from t2im.files import add_name, remove_strays, sha256_of_file
 from t2im.training.environment import environment
 from t2im.training.snapshot import Snapshot, bytes_of, in_background
+from t2im.weights import read_pickled
 
 Writer = Callable[[Path, Mapping[str, Any]], None]
 Reader = Callable[[Path], dict[str, Any]]
@@ -220,9 +218,9 @@ class Checkpoints:
         """Return the held-out number of the best checkpoint, without reading its tensors; infinity if there is none."""
         if self._least is None:
             try:
-                best = torch.load(self.folder / BEST, map_location="cpu", weights_only=True, mmap=True)
+                best = read_pickled(self.folder / BEST, mmap=True)
                 self._least = float(best["judged_by"][self._best_by])
-            except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError):
+            except (ModelError, ValueError, KeyError, TypeError):
                 self._least = math.inf
         return self._least
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from t2im.errors import ModelError, TrainingError, UsageError
 from t2im.files import atomic_path, remove_strays
 from t2im.training.power_ema import PowerEMA
+from t2im.weights import read_metadata, read_safetensors
 
 FOLDER = "ema"
 """Of snapshots, within a run's output."""
@@ -46,14 +47,10 @@ class EMASnapshot:
 
         Raises: ModelError if the file is damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         try:
-            weights: dict[str, Tensor] = load_file(self.path)
-            return weights
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{self.path}: cannot be read ({error}). Delete it; the others are enough.") from None
+            return read_safetensors(self.path)
+        except ModelError as error:
+            raise ModelError(f"{error} Or delete it; the others are enough.") from None
 
 
 def identity(state: Mapping[str, Any]) -> str:
@@ -126,13 +123,14 @@ def series(folder: Path) -> list[EMASnapshot]:
 
 
 def _read_header(path: Path) -> EMASnapshot:
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="pt") as file:
-            about = loads((file.metadata() or {})[HEADER])
+        metadata = read_metadata(path)
+    except ModelError as error:
+        raise ModelError(f"{error} Or delete it; the others are enough.") from None
+    try:
+        about = loads(metadata[HEADER])
         return EMASnapshot(path, float(about["sigma_rel"]), int(about["step"]), str(about["run"]))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ModelError(
             f"{path}: no snapshot, or a damaged one ({error}). Delete it; the others are enough."
         ) from None
