@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from t2im.config import OptimizationConfig
-from t2im.errors import T2IMError, UsageError
+from t2im.errors import T2IMError, TrainingError, UsageError
 from t2im.files import alone_in, require_writable
 from t2im.recipe import load_config
 from t2im.seeds import seed_for
@@ -155,3 +155,40 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_first_step(tmp_pat
     for place in (tmp_path / "file", tmp_path / "file" / "below", "/proc/t2im"):
         with pytest.raises(T2IMError, match="cannot write there"):
             require_writable(place)
+
+
+class Flipping(Line):
+    """A weight that no loss looks at turns infinite in some steps, as a fault of the memory can make it."""
+
+    def __init__(self, *at):
+        super().__init__()
+        self.model.register_parameter("spare", torch.nn.Parameter(torch.ones(2), requires_grad=False))
+        self.calls, self.at = 0, at
+
+    def loss(self, model, samples):
+        self.calls += 1
+        if self.calls in self.at:
+            self.model.spare.data[1] = float("inf")
+        return super().loss(model, samples)
+
+
+def test_weights_that_turned_infinite_send_the_run_back_once_and_leave_no_trace(tmp_path):
+    whole = train(tmp_path / "whole", 9, Flipping())[2]
+    flipped = Flipping(10)  # in step 5; the save after step 6 finds out, and the one after step 3 is sound
+    _, progress, state = train(tmp_path / "flipped", 9, flipped)
+    assert progress.finished and flipped.calls > 18
+    assert apart(whole, state) == set()
+    assert '"event": "rollback"' in (tmp_path / "flipped" / "metrics.jsonl").read_text()
+
+
+def test_weights_that_turn_infinite_again_stop_the_run(tmp_path):
+    with pytest.raises(TrainingError, match=r'"model\.spare" is not finite'):
+        train(tmp_path, 9, Flipping(*range(10, 60, 2)))
+    saver = Checkpoints(tmp_path, write_state, read_state)
+    assert saver.read_newest()[1]["progress"]["step"] == 3
+
+
+def test_weights_that_are_infinite_before_the_first_save_stop_the_run(tmp_path):
+    with pytest.raises(TrainingError, match="is not finite"):
+        train(tmp_path, 9, Flipping(2))
+    assert not list(tmp_path.glob("*.pt"))
