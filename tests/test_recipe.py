@@ -41,6 +41,23 @@ def test_without_a_recipe_and_under_an_own_one_lies_nano(write):
     assert load_config(write('extends = "plain"\n')) == load_config("plain")
 
 
+@pytest.mark.parametrize(
+    ("kind", "zero_snr", "sampler"),
+    [
+        ("epsilon", False, "ddim"),
+        ("v_prediction", True, "ddim"),
+        ("sample", True, "ddim"),
+        ("flow", False, "dpm++2m"),
+    ],
+)
+def test_what_follows_from_the_objective_is_decided_by_it(write, kind, zero_snr, sampler):
+    mine = write('[schedule]\nrescale_betas_zero_snr = "auto"\n[sampling]\nscheduler = "auto"')
+    config = load_config(mine, settings=[f"objective.type={kind}"])
+    assert (config.schedule.rescale_betas_zero_snr, config.sampling.scheduler) == (zero_snr, sampler)
+    with pytest.raises(ConfigError, match="rescale_betas_zero_snr"):
+        load_config("sd15", settings=["schedule.rescale_betas_zero_snr=perhaps"])
+
+
 def test_recipes_build_on_those_of_the_package_too(write):
     found = resolve(write('extends = "emoji"\n[sampling]\nguidance_scale = 2.0')).config
     assert found == load_config("emoji", settings=["sampling.guidance_scale=2.0"])

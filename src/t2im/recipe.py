@@ -6,6 +6,9 @@ A recipe is a TOML file with some of the settings of `config.py`: one that ships
 say `extends = "small"`, or name a file beside itself, and then only what differs from that; and `schema = 2`, the number
 of the tree that it was written for (see `migrate.py`). Where nothing is said, `nano` is meant: no recipe at all is
 `nano`, and so is what a user's own recipe extends. The bare defaults are the textbook's.
+
+Two settings may be "auto" here, for what is best follows from `objective.type`: `schedule.rescale_betas_zero_snr` is on
+where the objective can take it, and `sampling.scheduler` is one that can run it.
 """
 
 import ast
@@ -68,7 +71,22 @@ def resolve(recipe: str | None = None, *, settings: Iterable[str] = ()) -> Resol
                 origins |= {f"{group}.{name}": origin for name in values}
             else:
                 tree[group] = values  # no group, as the error will say
-    return Resolved(parse_settings(Config, tree), origins)
+    return Resolved(parse_settings(Config, _decided(tree)), origins)
+
+
+def _decided(tree: Tree) -> Tree:
+    """Return the tree with "auto" replaced by what follows from the objective."""
+    objective = tree.get("objective")
+    kind = objective.get("type", "epsilon") if isinstance(objective, Mapping) else "epsilon"
+    answers = {
+        ("schedule", "rescale_betas_zero_snr"): kind in ("v_prediction", "sample"),
+        ("sampling", "scheduler"): "dpm++2m" if kind == "flow" else "ddim",
+    }
+    for (group, name), answer in answers.items():
+        values = tree.get(group)
+        if isinstance(values, Mapping) and values.get(name) == "auto":
+            tree = {**tree, group: {**values, name: answer}}
+    return tree
 
 
 def changed(config: Config, settings: Iterable[str]) -> Config:

@@ -198,7 +198,7 @@ def test_minutes_end_a_run_and_finish_its_learning_rate(tmp_path):
 
 def test_metrics_are_json_even_when_a_number_is_not(tmp_path):
     with Report(tmp_path, name="x", quiet=True) as report:
-        report.event("step", loss=float("nan"))
+        report.event("step", step=1, loss=float("nan"))
     assert events(tmp_path, "step")[0]["loss"] is None
 
 
