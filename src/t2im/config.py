@@ -70,7 +70,7 @@ class ObjectiveConfig(Settings):
     min_snr_gamma: PositiveFloat = 5.0
     """gamma of "min_snr" (Hang et al. 2023)."""
     min_loss_weight: Fraction = 0.05
-    """Floor under "min_snr" and "debiased" weights, for they vanish where SNR does, where sampling begins."""
+    """Floor under "min_snr" and "debiased" weights below an SNR of 1: they vanish with it, yet sampling begins there."""
 
 
 class TextConfig(Settings):

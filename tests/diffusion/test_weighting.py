@@ -76,12 +76,14 @@ def test_without_a_weighting_the_loss_is_plain(prediction_type):
 
 @pytest.mark.parametrize("weighting", ["min_snr", "debiased"])
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample", "flow"])
-def test_no_noise_level_counts_less_than_the_floor(prediction_type, weighting):
+def test_no_noisy_level_counts_less_than_the_floor_and_others_are_left_alone(prediction_type, weighting):
     schedule = Schedule(ScheduleConfig(rescale_betas_zero_snr=prediction_type != "flow"), prediction_type)
     t = torch.tensor(schedule.timesteps)
     assert schedule.snr(t)[-1] == 0
     without, floored = (loss_weight(t, schedule, config(weighting, floor)) for floor in (0.0, 0.25))
     assert without[-1] == 0
     assert floored[-1] == 0.25
-    assert torch.equal(floored, without.clamp(min=0.25))
+    noisy = schedule.snr(t) < 1
+    assert torch.equal(floored[noisy], without[noisy].clamp(min=0.25))
+    assert torch.equal(floored[~noisy], without[~noisy])
     assert torch.isfinite(without).all()

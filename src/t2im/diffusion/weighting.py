@@ -15,7 +15,8 @@ weighting is stated for the error in x_0, where all types mean the same, and div
     debiased  w = sqrt(SNR)           half way from epsilon to sample: Yu et al. 2023, 2310.08442
 
 Both vanish with SNR, yet sampling begins there. `min_loss_weight` is a floor under the final weight, that is the factor
-on the target's own loss: no noise level counts less than that share of what it would count in the plain loss.
+on the target's own loss, where there is more noise than picture: no such noise level counts less than that share of
+what it would count in the plain loss. The other end, where weights are small on purpose, is left as the papers have it.
 """
 
 import torch
@@ -37,7 +38,8 @@ def loss_weight(timesteps: Timesteps, schedule: Schedule, config: ObjectiveConfi
         case "debiased":
             wanted = snr.sqrt()
     weight = wanted / target_per_x0(timesteps, schedule).double().cpu()
-    return weight.clamp(min=config.min_loss_weight).float().to(timesteps.device)
+    floored = torch.where(snr < 1, weight.clamp(min=config.min_loss_weight), weight)
+    return floored.float().to(timesteps.device)
 
 
 def target_per_x0(timesteps: Timesteps, schedule: Schedule) -> PerSample:
