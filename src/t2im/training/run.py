@@ -319,7 +319,10 @@ def _config_of(checkpoint: Mapping[str, Any]) -> Config:
 
 def _refuse_changes(old: Config, new: Config) -> None:
     """A run's length and rhythm may change between its parts; whatever shapes the model or its data may not."""
-    free = {"epochs", "steps", "minutes", "evaluations", "checkpoint_epochs", "checkpoint_minutes", "keep_checkpoints"}
+    length = {"epochs", "steps", "minutes"}
+    looks = {"evaluations", "preview_minutes", "preview_prompts", "trackers"}
+    saves = {"checkpoint_steps", "checkpoint_epochs", "checkpoint_minutes", "keep_checkpoints"}
+    free = length | looks | saves
     before, after = old.model_dump(), new.model_dump()
     changed = [
         f"{group}.{name} (was {before[group][name]}, now {value})"
