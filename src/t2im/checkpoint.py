@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from t2im.config import Config
+from t2im.data.folder import unsafe
 from t2im.errors import ConfigError, ModelError, nearest
 from t2im.files import atomic_path, sha256_of_file, write_text
 from t2im.migrate import migrate_config
@@ -177,6 +178,8 @@ def _require_sound(checkpoint: Any, path: Path) -> None:
         entry = checkpoint["encoders"].get(part)
         if not isinstance(entry, Mapping) or not all(isinstance(entry.get(key), str) for key in ("folder", "sha256")):
             raise ModelError(f'{path}: damaged, it does not name the folder and sha256 of its "{part}".')
+        if reason := unsafe(entry["folder"]):
+            raise ModelError(f'{path}: the folder of its "{part}", {entry["folder"]!a}, {reason}.')
     for where, tensor in tensors_in(checkpoint):
         if tensor.layout is not torch.strided or tensor.is_quantized:
             raise ModelError(f'{path}: "{where}" is no dense tensor.')
@@ -201,6 +204,10 @@ def _require_weights(found: Mapping[str, Any], expected: Mapping[str, Tensor], w
             shape = tuple(getattr(found[name], "shape", ()))
             raise ModelError(
                 f'{where}: weight "{name}" has shape {shape}, its configuration asks {tuple(weight.shape)}.'
+            )
+        if not found[name].is_floating_point():
+            raise ModelError(
+                f'{where}: weight "{name}" is of {found[name].dtype}, its configuration asks for fractions.'
             )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from t2im.card import ModelFacts
 from t2im.config import ObjectiveConfig, PredictionType, SamplingConfig, ScheduleConfig, TextConfig
+from t2im.data.folder import unsafe
 from t2im.errors import ConfigError, ModelError, nearest
 from t2im.files import sha256_of_file, write_json
 from t2im.samplers import SCHEDULERS
@@ -83,6 +84,8 @@ def read_description(folder: Path) -> Description:
     except (ValueError, TypeError) as error:
         raise ModelError(f"{path}: damaged ({error}).") from None
     for name, expected in description.checksums.items():
+        if reason := unsafe(name):
+            raise ModelError(f"{path}: the name {name!a} {reason}.")
         part = folder / name
         if not part.is_file():
             raise ModelError(f"{part}: missing. Copy the whole folder again.")

@@ -12,6 +12,10 @@ UpBlock = Literal["UpBlock2D", "CrossAttnUpBlock2D"]
 
 BEYOND_STOCK = ("qk_norm", "size_conditioning")
 """Options of the UNet that diffusers' does not have; where one is on, no stock pipeline can run the model."""
+MOST_BLOCKS = 1000
+"""Residual and transformer blocks on a UNet's way down; Stable Diffusion XL has 32."""
+WIDEST = 2**16
+"""Channels; Stable Diffusion has at most 1280."""
 
 
 class UNetConfig(Settings):
@@ -114,6 +118,18 @@ class UNetConfig(Settings):
                 raise ValueError(
                     f"attention_head_dim (heads) {heads[level]} is more than block_out_channels {channels}"
                 )
+        # These numbers come from files of strangers, too, and whoever builds a UNet of a billion layers never returns.
+        depth = zip(
+            self.per_level(self.layers_per_block), self.per_level(self.transformer_layers_per_block), strict=True
+        )
+        count = sum(layers * (1 + transformers) for layers, transformers in depth)
+        if count > MOST_BLOCKS:
+            raise ValueError(
+                f"layers_per_block and transformer_layers_per_block ask for {count:,} blocks, more than {MOST_BLOCKS:,}"
+            )
+        widest = max(*self.block_out_channels, self.cross_attention_dim, self.in_channels, self.out_channels)
+        if widest > WIDEST:
+            raise ValueError(f"a width of {widest:,} channels is more than {WIDEST:,}")
         if self.addition_embed_type == "text" and self.cross_attention_dim % self.addition_embed_type_num_heads:
             raise ValueError(
                 f"cross_attention_dim {self.cross_attention_dim} is no multiple of "

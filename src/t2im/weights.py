@@ -25,7 +25,7 @@ MAX_TENSORS = 20_000
 """Tensors of one safetensors file."""
 MAX_PICKLE = 20_000_000
 """Bytes of names and numbers beside the tensors of a pickled file."""
-MAX_VALUES = 500_000
+MAX_VALUES = 200_000
 """Values of a pickled file, a tensor counting as one."""
 MAX_DEPTH = 64
 """Of mappings and lists in each other."""
