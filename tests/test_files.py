@@ -82,25 +82,32 @@ def test_a_folders_checksum_follows_names_and_bytes_only(tmp_path):
 
 def test_numbers_go_on_above_all_that_are_taken(tmp_path):
     folder = tmp_path / "outputs"
-    assert numbered_path(folder, "7.png") == folder / "00001-7.png"
+    with numbered_path(folder, "7.png") as first:
+        assert first == folder / "00001-7.png"
     (folder / "00041-7.png").touch()
     (folder / "123456-7.png").touch()
     (folder / "notes.txt").touch()
-    assert numbered_path(folder, "7.png").name == "123457-7.png"
-    assert numbered_path(folder, "7.png").name == "123458-7.png"  # the one before is reserved, though not yet there
+    with numbered_path(folder, "7.png") as one, numbered_path(folder, "7.png") as another:
+        assert (one.name, another.name) == ("123457-7.png", "123458-7.png")  # reserved, though not yet there
 
 
-def test_markers_of_numbers_in_use_are_removed(tmp_path):
-    for _ in range(5):
-        numbered_path(tmp_path, "x").touch()
-    assert [name for name in names(tmp_path) if name.startswith(".")] == [".00005"]
+def test_a_number_leaves_no_trace_whether_it_is_used_or_not(tmp_path):
+    with numbered_path(tmp_path, "x") as path:
+        path.touch()
+    with pytest.raises(ZeroDivisionError), numbered_path(tmp_path, "x"):
+        raise ZeroDivisionError
+    assert names(tmp_path) == ["00001-x"]
 
 
 def test_no_two_takers_get_one_number(tmp_path):
+    def take(number):
+        with numbered_path(tmp_path, f"{number}.png") as path:
+            path.touch()
+        return path.name[:5]
+
     with ThreadPoolExecutor(8) as pool:
-        taken = list(pool.map(lambda number: numbered_path(tmp_path, f"{number}.png"), range(64)))
-        list(pool.map(lambda path: path.touch(), taken))
-    assert len({path.name[:5] for path in taken}) == 64
+        taken = list(pool.map(take, range(64)))
+    assert len(set(taken)) == len(names(tmp_path)) == 64
 
 
 def test_a_place_that_cannot_be_written_is_named_before_any_work(tmp_path):

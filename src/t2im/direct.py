@@ -77,6 +77,7 @@ def generate_images_direct(
     images = []
     for picture in model.draw(request):
         if output_dir is not None:
-            picture.save(numbered_path(output_dir, f"{picture.seed}.png"))
+            with numbered_path(output_dir, f"{picture.seed}.png") as path:
+                picture.save(path)
         images.append(picture.image)
     return images

@@ -139,26 +139,28 @@ def sha256_of_folder(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-def numbered_path(folder: str | Path, suffix: str) -> Path:
-    """Return `folder/00001-SUFFIX` with the first number above all that are taken, so that nothing is overwritten.
+@contextmanager
+def numbered_path(folder: str | Path, suffix: str) -> Iterator[Path]:
+    """Lend `folder/00001-SUFFIX` with the first number above all that are taken, so that nothing is overwritten.
 
-    The number is reserved by an empty file `.00001`, which only one process can create; it goes when a later call finds
-    the number in use.
+    While it is lent, the number is reserved by an empty file `.00001`, which only one process can create.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     number = max(_numbers(folder), default=0)
-    reserved = False
-    while not reserved:
+    while True:
         number += 1
+        reservation = folder / f".{number:05d}"
         try:
-            os.close(os.open(folder / f".{number:05d}", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            os.close(os.open(reservation, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         except FileExistsError:
             continue
-        reserved = number not in _numbers(folder)  # or another process was done with it before we looked
-    for taken in _numbers(folder):
-        (folder / f".{taken:05d}").unlink(missing_ok=True)
-    return folder / f"{number:05d}-{suffix}"
+        try:
+            if number not in _numbers(folder):  # or another process was done with it before we looked
+                yield folder / f"{number:05d}-{suffix}"
+                return
+        finally:
+            reservation.unlink(missing_ok=True)
 
 
 def _numbers(folder: Path) -> set[int]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 from typing import Annotated
@@ -98,7 +99,9 @@ def generate(
             progress.update(drawing, advance=len(step.latents), total=step.total * order.count)
 
         for picture in loaded.draw(order, advance):
-            path = picture.save(single or numbered_path(folder, f"{picture.seed}.png"))
+            place = nullcontext(single) if single else numbered_path(folder, f"{picture.seed}.png")
+            with place as final:
+                path = picture.save(final)
             if as_json:
                 print(json.dumps({"path": str(path), **picture.settings}))
             else:

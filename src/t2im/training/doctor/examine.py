@@ -22,8 +22,7 @@ from t2im.errors import DataError, ModelError, TrainingError, UsageError
 from t2im.files import numbered_path, require_writable, write_json, write_text
 from t2im.model_folder import builtin_folder
 from t2im.recipe import load_config
-from t2im.training.at_hand import VAEAtHand, text_encoder_at_hand, vae_at_hand
-from t2im.training.choice import JUDGED
+from t2im.training.at_hand import JUDGED, VAEAtHand, text_encoder_at_hand, vae_at_hand
 from t2im.training.doctor.captions import caption_findings, image_findings
 from t2im.training.doctor.findings import Finding, lines, worst
 from t2im.training.doctor.overfit import Attempt, Bench, choose
@@ -186,7 +185,11 @@ def _report_folder(output: str | Path | None, images: Path) -> Path:
 
     Raises: UsageError if it is not.
     """
-    folder = Path(output) if output is not None else numbered_path(Path("outputs") / "doctor", "findings")
+    if output is None:
+        with numbered_path(Path("outputs") / "doctor", "findings") as numbered:
+            numbered.mkdir()
+        output = numbered
+    folder = Path(output)
     root = images if images.is_dir() else images.parent
     if folder.resolve().is_relative_to(root.resolve()):
         raise UsageError(f"{folder}: is inside the image folder, where nothing is written. Name another with --output.")
