@@ -7,13 +7,19 @@ from t2im.recipe import load_config
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["objective.type=flow"], r'sampling\.scheduler "ddim" cannot run the straight path of flow; use euler, .*dpm'),
+        (
+            ["objective.type=flow", "sampling.scheduler=ddim"],
+            r'sampling\.scheduler "ddim" cannot run the straight path of flow; use euler, .*dpm',
+        ),
         (
             ["objective.type=flow", "sampling.scheduler=deis"],
             r'sampling\.scheduler "deis" cannot run the straight path',
         ),
         (["objective.type=flow", "schedule.rescale_betas_zero_snr=true"], "flow has no betas"),
-        (["objective.type=flow", "schedule.timestep_spacing=leading"], "leave schedule.timestep_spacing"),
+        (
+            ["objective.type=flow", "sampling.scheduler=euler", "schedule.timestep_spacing=leading"],
+            "leave schedule.timestep_spacing",
+        ),
         (["objective.type=sample", "sampling.scheduler=plms"], r'"pndm" cannot run a model that predicts "sample"'),
         (["schedule.rescale_betas_zero_snr=true"], "epsilon cannot be combined"),
         (
@@ -25,10 +31,10 @@ from t2im.recipe import load_config
 )
 def test_a_model_that_nobody_could_sample_is_refused_before_it_is_trained(settings, message):
     with pytest.raises(ConfigError, match=message):
-        load_config(settings=settings)
+        load_config("plain", settings=settings)
 
 
 @pytest.mark.parametrize("scheduler", ["euler", "Heun", "DPM++ 2M", "unipc"])
 def test_flow_with_a_sampler_that_can_run_it_is_welcome(scheduler):
-    config = load_config(settings=["objective.type=flow", f"sampling.scheduler={scheduler}"])
+    config = load_config("plain", settings=["objective.type=flow", f"sampling.scheduler={scheduler}"])
     assert config.sampling.scheduler == scheduler

@@ -78,7 +78,7 @@ def test_a_dry_run_prints_what_a_run_would_use_and_touches_nothing(tmp_path, mon
         "steps = 7  # command line",
         "stratified = true  # command line",
         "skip_bad = true  # command line",
-        'type = "v_prediction"  # emoji.toml',
+        'type = "v_prediction"  # nano.toml',
         "cross_attention_dim = 256  # decided by the encoders",
         "min_snr_gamma = 5.0",
     ):
