@@ -13,6 +13,7 @@ UNET = (
     "unet.attention_head_dim=2",
     "unet.down_block_types=('DownBlock2D','CrossAttnDownBlock2D')",
     "unet.up_block_types=('CrossAttnUpBlock2D','UpBlock2D')",
+    "unet.addition_embed_type=none",
 )
 
 

@@ -15,8 +15,8 @@ from t2im.training import choice
 from t2im.training import plan as module
 from t2im.training.at_hand import text_encoder_at_hand, vae_at_hand
 from t2im.training.denoiser import read_unet_checkpoint
-from t2im.training.plan import images_to_train_on, latents_bytes, length, plan, run_length, text_bytes
-from t2im.training.run import train
+from t2im.training.plan import images_to_train_on, latents_bytes, plan, run_length, text_bytes
+from t2im.training.run import train, with_length
 
 QUICK = ("training.batch_size=4", "training.evaluations=1", "sampling.num_inference_steps=2", "data.heldout=0.1")
 CLIP = tuple(
@@ -136,10 +136,11 @@ def test_of_many_large_images_the_share_is_taken_without_reading_them(colours, t
 
 
 def test_a_length_is_given_once_and_replaces_the_recipes():
-    assert load_config(settings=("training.steps=9", *length(7, None, None))).training.steps is None
-    assert length(None, None, None) == []
+    config = load_config(settings=("training.steps=9",))
+    assert with_length(config, 7, None, None).training.steps is None
+    assert with_length(config, None, None, None) is config
     with pytest.raises(UsageError, match="epochs and minutes both say"):
-        length(1, None, 2.0)
+        with_length(config, 1, None, 2.0)
 
 
 def test_minutes_become_samples_at_the_measured_speed():

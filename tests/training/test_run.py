@@ -135,7 +135,7 @@ def test_two_runs_cannot_share_an_output(folder, encoders, tmp_path):
 
 
 def test_encoders_are_trained_where_there_are_none_and_found_again(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("t2im.training.choice._builtin", list)
+    monkeypatch.setattr("t2im.training.at_hand.builtin_folder", no_model)
     run = quick(folder, tmp_path / "out", steps=1, settings=(*SETTINGS, *ENCODERS))
     assert run.finished
     vae = t2im.load(run.model).vae
@@ -145,7 +145,7 @@ def test_encoders_are_trained_where_there_are_none_and_found_again(folder, tmp_p
 
 
 def test_a_part_trained_alone_is_used_by_the_next_run(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("t2im.training.choice._builtin", list)
+    monkeypatch.setattr("t2im.training.at_hand.builtin_folder", no_model)
     settings = (*SETTINGS, *ENCODERS, "vae_training.good_enough_psnr=0.1", "clip_training.good_enough_pieces=99")
     for part in ("vae", "clip"):
         assert train_part(part, folder, output=tmp_path / "out", settings=settings, quiet=True, device="cpu").is_dir()
@@ -157,6 +157,10 @@ def test_a_part_trained_alone_is_used_by_the_next_run(folder, tmp_path, monkeypa
     assert any(line.startswith("VAE: the one in this output; its round trip") for line in said)
 
 
+def no_model():
+    raise ModelError("there is no built-in model")
+
+
 def t2im_vae(output):
     return hashlib.sha256(
         (output / "encoders" / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
@@ -166,11 +170,11 @@ def t2im_vae(output):
 def test_poor_encoders_are_trained_anew_and_the_reason_is_said(folder, encoders, tmp_path, monkeypatch):
     from pathlib import Path
 
-    monkeypatch.setattr("t2im.training.choice._builtin", lambda: [Path(encoders["vae"])])
+    monkeypatch.setattr("t2im.training.at_hand.builtin_folder", lambda: Path(encoders["vae"]))
     said = []
     monkeypatch.setattr("t2im.training.report.Report.say", lambda self, text: said.append(text))
     quick(folder, tmp_path / "out", steps=1, settings=(*SETTINGS, *ENCODERS, "vae_training.good_enough_psnr=90"))
-    assert any("the built-in one keeps only" in line and "90 is wanted" in line for line in said)
+    assert any("to be trained: the built-in one keeps" in line and "of 90 wanted" in line for line in said)
     assert any("pieces for a word" in line for line in said)
 
 

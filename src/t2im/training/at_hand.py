@@ -1,18 +1,28 @@
-"""Which encoders would a run take, if nobody trained any now? The same question as `choice.py`'s, asked beforehand."""
+"""Which encoders are good enough for these images and captions, without training any?
 
+What is at hand (trained before into the same output, or built in) is measured on the user's own data. A run asks before
+it trains one (`choice.py`); plan and doctor ask what a run would take.
+"""
+
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from t2im.config import Config
 from t2im.data.captions import Example
+from t2im.data.images import read_images
 from t2im.encoders.text import TextEncoder
-from t2im.encoders.vae import VAE
+from t2im.encoders.vae import VAE, psnr
 from t2im.errors import ModelError
 from t2im.model_folder import builtin_folder
-from t2im.training.choice import JUDGED, round_trip, vocabulary_fit
 from t2im.training.encoders import ENCODERS
 
+JUDGED = 64
+"""Images of a round trip; enough to tell good from poor."""
+JUDGED_CAPTIONS = 2000
 MOST_CUT = 0.01
 """Share of captions beyond the context up to which a text encoder is good enough."""
 
@@ -69,6 +79,28 @@ def text_encoder_at_hand(wanted: str, examples: Sequence[Example], config: Confi
             return TextEncoderAtHand(encoder, f"{name}; {fits}")
         reasons.append(f"{name} needs {fits}")
     return TextEncoderAtHand(None, "to be trained" + (f": {', '.join(reasons)}" if reasons else ""))
+
+
+def round_trip(vae: VAE, examples: Sequence[Example], config: Config) -> float | None:
+    """Return the mean PSNR in dB of images encoded and decoded; None if the VAE cannot take their size."""
+    if config.data.resolution % vae.downscale:
+        return None
+    images = read_images(
+        [example.path for example in examples], resolution=config.data.resolution, background=config.data.background
+    )
+    qualities = [psnr(batch, vae.decode(vae.encode(batch).mean).cpu()) for batch in torch.split(images, 16)]
+    return torch.cat(qualities).mean().item()
+
+
+def vocabulary_fit(encoder: TextEncoder, examples: Sequence[Example]) -> tuple[float, float]:
+    """Return (pieces per word, share of captions longer than the context) over a sample of the captions."""
+    captions = [caption for example in examples for caption in example.captions]
+    captions = captions[:: max(1, len(captions) // JUDGED_CAPTIONS)]
+    lengths = [len(encoder.tokenize(caption)) for caption in captions]
+    words = sum(len(re.findall(r"\w+|[^\w\s]", caption)) for caption in captions)
+    return (sum(lengths) - 2 * len(lengths)) / max(1, words), sum(n > encoder.context_length for n in lengths) / len(
+        lengths
+    )
 
 
 def _candidates(wanted: str, proof: Path, here: Path) -> list[tuple[str, Path | str]]:

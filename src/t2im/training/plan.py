@@ -26,15 +26,14 @@ from t2im.data.captions import Example
 from t2im.devices import available_device
 from t2im.encoders.text import TextEncoder, new_clip, text_part, train_tokenizer
 from t2im.encoders.vae import VAE, new_vae
-from t2im.errors import UsageError
 from t2im.recipe import load_config
 from t2im.training.at_hand import text_encoder_at_hand, vae_at_hand
 from t2im.training.copying import risk_of_copying
 from t2im.training.denoiser import DenoiserTask
 from t2im.training.forecast import Forecast, Stage
 from t2im.training.probe import Memory, Trial, available_memory, flops_per_sample, trial
-from t2im.training.run import fitted
-from t2im.training.split import FEWEST_HELD_OUT
+from t2im.training.run import fitted, with_length
+from t2im.training.split import heldout_share
 from t2im.training.tasks import CLIPTask, VAETask
 from t2im.training.trainer import Compute
 
@@ -68,7 +67,7 @@ def plan(
 
     Raises: what `train` would raise for settings, captions and encoders that cannot be used.
     """
-    config = load_config(recipe, settings=[*settings, *length(epochs, steps, minutes)])
+    config = with_length(load_config(recipe, settings=settings), epochs, steps, minutes)
     where, output = available_device(device), Path(output)
     compute = Compute(str(where), config.training.mixed_precision, channels_last=config.training.channels_last)
     examples = captions.read(folder, skip_missing=config.data.skip_missing)
@@ -153,20 +152,6 @@ def plan(
     )
 
 
-def length(epochs: int | None, steps: int | None, minutes: float | None) -> list[str]:
-    """Write how long to train as settings, of which each replaces the recipe's.
-
-    Raises: UsageError if it is said twice.
-    """
-    given = {"epochs": epochs, "steps": steps, "minutes": minutes}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if len(chosen) > 1:
-        raise UsageError(f"{' and '.join(chosen)} both say how long to train: give one of them.")
-    return [f"training.{name}={value}" for name, value in ({"steps": None, "minutes": None} | chosen).items()][
-        : 3 if chosen else 0
-    ]
-
-
 def run_length(config: Config, images: int, samples_per_second: float, evaluating: float) -> int:
     """Return how many samples a run shows: by its steps, its minutes (less those of evaluations) or its epochs."""
     training = config.training
@@ -183,10 +168,9 @@ def images_to_train_on(examples: Sequence[Example], config: Config, folder: Path
 
     folder: where an index of the contents may be written.
     """
-    share = config.data.heldout
+    share = heldout_share(config.data.heldout, len(examples))
     if not share:
         return len(examples)
-    share = max(share, min(0.1, FEWEST_HELD_OUT / len(examples)))
     if sum(example.path.stat().st_size for example in examples) > READ_BYTES:
         return round(len(examples) * (1 - share))
     content = hashes_of_files([example.path for example in examples], folder / "files")

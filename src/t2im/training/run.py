@@ -89,7 +89,7 @@ def train(
             config = load_config(recipe, settings=settings)
         else:
             config = changed(_config_of(newest), settings)
-        config = _with_budget(config, epochs, steps, minutes)
+        config = with_length(config, epochs, steps, minutes)
         if seed is not None:
             config = _changed(config, "training", seed=seed)
         where = available_device(device)
@@ -205,6 +205,20 @@ def fitted(config: Config, vae: VAE, text_encoder: TextEncoder) -> Config:
         out_channels=vae.latent_channels,
         cross_attention_dim=text_encoder.width,
     )
+
+
+def with_length(config: Config, epochs: int | None, steps: int | None, minutes: float | None) -> Config:
+    """Return the settings with another length of the UNet's training, if one is given; it replaces the recipe's.
+
+    Raises: UsageError if it is said twice.
+    """
+    given = {"epochs": epochs, "steps": steps, "minutes": minutes}
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} both say how long to train: give one of them.")
+    if not given:
+        return config
+    return _changed(config, "training", **{"steps": None, "minutes": None, **given})
 
 
 def _fit_unet(
@@ -332,16 +346,6 @@ def _refuse_changes(old: Config, new: Config) -> None:
     ]
     if changed:
         raise UsageError(f"--resume keeps a run's settings, but these differ: {', '.join(changed)}. Leave them out.")
-
-
-def _with_budget(config: Config, epochs: int | None, steps: int | None, minutes: float | None) -> Config:
-    given = {"epochs": epochs, "steps": steps, "minutes": minutes}
-    given = {name: value for name, value in given.items() if value is not None}
-    if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)} both say how long to train: give one of them.")
-    if not given:
-        return config
-    return _changed(config, "training", **{"steps": None, "minutes": None, **given})
 
 
 def _changed(config: Config, group: str, **values: Any) -> Config:

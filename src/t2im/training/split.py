@@ -49,14 +49,20 @@ def read_split(folder: str | Path, config: Config, output: Path, say: Say, *, ch
     if check_images:
         examples = readable(examples, config, say)
     content = hashes_of_files([example.path for example in examples], output / "cache" / "files")
-    share = config.data.heldout
-    if share:  # of a few hundred images, 2 % would be too few to tell anything
-        share = max(share, min(0.1, FEWEST_HELD_OUT / len(examples)))
-    train_set, heldout = split(content, share)
+    train_set, heldout = split(content, heldout_share(config.data.heldout, len(examples)))
     if not len(train_set):
         raise DataError(f"{folder}: no image is left to train on. Add images, or lower data.heldout.")
     say(f"data: {len(examples)} images, {len(train_set)} to train on, {len(heldout)} held out")
     return Split(examples, train_set, heldout)
+
+
+def heldout_share(wanted: float, images: int) -> float:
+    """Return the share of so many images that is held out: of a few hundred, 2 % would be too few to tell anything.
+
+    >>> heldout_share(0.02, 10_000), heldout_share(0.02, 300), heldout_share(0.02, 50), heldout_share(0.0, 50)
+    (0.02, 0.08, 0.1, 0.0)
+    """
+    return max(wanted, min(0.1, FEWEST_HELD_OUT / images)) if wanted else 0.0
 
 
 def readable(examples: Sequence[Example], config: Config, say: Say) -> list[Example]:
