@@ -187,9 +187,12 @@ def _read(path: Path, key: Keys, config: DataConfig) -> torch.Tensor | BadImage:
     """Read an image, and make sure that it still is the file whose content the key names."""
     try:
         image: torch.Tensor = read_image(path, resolution=config.resolution, background=config.background)
+        read = sha256_of_file(path)
     except BadImage as error:
         return error
-    if bytes.fromhex(sha256_of_file(path)) != key.tobytes():
+    except OSError:  # it has been deleted since
+        return BadImage(f"{path}: does not exist. Put it back, or leave it out with --skip-bad.")
+    if bytes.fromhex(read) != key.tobytes():
         raise DataError(f"{path}: changed while it was read. Start again when nothing writes to the images.")
     return image
 
