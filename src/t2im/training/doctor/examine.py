@@ -25,7 +25,7 @@ from t2im.recipe import load_config
 from t2im.training.at_hand import JUDGED, VAEAtHand, text_encoder_at_hand, vae_at_hand
 from t2im.training.doctor.captions import caption_findings, image_findings
 from t2im.training.doctor.findings import Finding, lines, worst
-from t2im.training.doctor.overfit import Attempt, Bench, choose
+from t2im.training.doctor.overfit import QUARTER, Attempt, Bench, choose
 from t2im.training.doctor.round_trip import examine, vae_findings
 from t2im.training.doctor.suspects import before_training, verdict
 from t2im.training.encoders import whitened_on
@@ -38,8 +38,8 @@ SHARE_OF_MAIN_ATTEMPT = 0.6
 """Of the time; the rest is for experiments, if it fails."""
 MEASURED = 1024
 """Images on which a VAE's latents are measured."""
-BATCH = 16
-"""Samples of a step on eight images: more would show the same image again."""
+BATCH = 8
+"""Samples of a step on eight images: each once."""
 
 Say = Callable[[str], None]
 
@@ -163,15 +163,17 @@ def _overfit(
 
 
 def diagnose(bench: Bench, seconds: float, sheet: Path) -> list[Finding]:
-    """Let the bench learn for so long, and name what is to blame if it does not."""
+    """Let the bench learn for so long, and name what is to blame if it does not; no time is spent on a known fault."""
     early = before_training(bench)
+    if worst(early, ("training",)) == "wrong":
+        return early
     attempt = bench.attempt(seconds=SHARE_OF_MAIN_ATTEMPT * seconds)
     bench.write_sheet(attempt.averaged, sheet)
 
     def again(factor: float) -> Attempt:
-        return bench.attempt(steps=max(1, attempt.steps // 4), rate=factor)
+        return bench.attempt(steps=round(attempt.early_steps / QUARTER), share=QUARTER, rate=factor)
 
-    return [*early, *verdict(bench, attempt, early, again)]
+    return [*early, verdict(bench, attempt, again)]
 
 
 def _ruler(encoder: TextEncoder | None) -> Ruler:
