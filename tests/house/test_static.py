@@ -12,6 +12,12 @@ FORBIDDEN_CALLS = {
     "exec": "runs text as code",
     "pickle.load": "runs what the file says",
     "pickle.loads": "runs what the file says",
+    "pickle.Unpickler": "runs what the file says",
+    "marshal.loads": "runs what the file says",
+    "joblib.load": "runs what the file says",
+    "shelve.open": "runs what the file says",
+    "torch.jit.load": "runs what the file says",
+    "torch.export.load": "runs what the file says",
     "yaml.load": "runs what the file says",
     "os.system": "hands a shell a string",
     "os.popen": "hands a shell a string",
@@ -42,9 +48,9 @@ def calls_that_are_not_safe(source):
         name, arguments = ast.unparse(call.func), {argument.arg: argument.value for argument in call.keywords}
         if name in FORBIDDEN_CALLS:
             found.append(f"{call.lineno}: {name} {FORBIDDEN_CALLS[name]}")
-        if name == "torch.load" and "weights_only" not in arguments:
+        if name == "torch.load" and getattr(arguments.get("weights_only"), "value", None) is not True:
             found.append(f"{call.lineno}: torch.load without weights_only=True runs what the file says")
-        for argument, value in arguments.items():
+        for argument, value in arguments.items() if name != "torch.load" else ():
             if argument in FORBIDDEN_ARGUMENTS and getattr(value, "value", None) is FORBIDDEN_ARGUMENTS[argument]:
                 found.append(f"{call.lineno}: {name} with {argument}={value.value}")
     return found
@@ -74,6 +80,8 @@ def test_no_call_of_the_package_trusts_a_file():
         "pickle.load(file)",
         "yaml.load(file)",
         "torch.load(path)",
+        "torch.load(path, weights_only=trusted)",
+        "torch.jit.load(path)",
         "torch.load(path, weights_only=False)",
         "np.load(path, allow_pickle=True)",
         "subprocess.run(text, shell=True)",
