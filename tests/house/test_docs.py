@@ -19,7 +19,6 @@ import t2im.training.choice
 import t2im.training.plan
 import t2im.training.run
 from t2im.cli.main import app
-from t2im.config import Config
 from t2im.errors import UsageError
 from t2im.networks import UNetConfig
 from t2im.recipe import load_config
@@ -52,6 +51,7 @@ TINY = (
     "training.epochs=1",
     "training.evaluations=1",
     "unet.block_out_channels=(8,16)",
+    "unet.addition_embed_type=none",
     "unet.norm_num_groups=4",
     "unet.down_block_types=('DownBlock2D','CrossAttnDownBlock2D')",
     "unet.up_block_types=('CrossAttnUpBlock2D','UpBlock2D')",

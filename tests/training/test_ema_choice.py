@@ -28,6 +28,7 @@ SETTINGS = (
     "training.ema_snapshots=6",
     "training.preview_prompts=('a red picture','all blue')",
     "unet.block_out_channels=(8,16)",
+    "unet.addition_embed_type=none",
     "unet.norm_num_groups=4",
     "unet.attention_head_dim=2",
     "unet.down_block_types=('DownBlock2D','CrossAttnDownBlock2D')",

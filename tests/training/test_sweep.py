@@ -19,6 +19,7 @@ SETTINGS = (
     "training.batch_size=3",
     "training.evaluations=2",
     "unet.block_out_channels=(8,16)",
+    "unet.addition_embed_type=none",
     "unet.norm_num_groups=4",
     "unet.attention_head_dim=2",
     "unet.down_block_types=('DownBlock2D','CrossAttnDownBlock2D')",
