@@ -15,7 +15,6 @@ from typer.main import get_command
 import t2im.model
 import t2im.model_folder
 import t2im.training.at_hand
-import t2im.training.choice
 import t2im.training.plan
 import t2im.training.run
 from t2im.cli.main import app
@@ -117,7 +116,7 @@ def test_a_command_that_does_not_exist_is_seen(line):
 def newcomer(tiny_model, tiny_checkpoint, tmp_path, monkeypatch):
     """Put the reader of a document at a place with a folder of photos, a trained model, and a built-in one."""
     tiny_model.save(tmp_path / "builtin")
-    for module in (t2im.model, t2im.training.choice, t2im.training.at_hand):
+    for module in (t2im.model, t2im.training.at_hand):
         monkeypatch.setattr(module, "builtin_folder", lambda: tmp_path / "builtin")
     for module in (t2im.training.run, t2im.training.plan):
         monkeypatch.setattr(module, "load_config", lambda recipe, settings: load_config(recipe, settings=TINY))
