@@ -34,6 +34,7 @@ DOCUMENTS = (
     "docs/before-training.md",
     "docs/training.md",
     "docs/configuration.md",
+    "docs/recipes.md",
     "docs/precision.md",
     "docs/reliability.md",
     "docs/ema.md",
