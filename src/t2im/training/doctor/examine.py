@@ -83,8 +83,8 @@ def doctor(
     compute = Compute(
         str(available_device(device)), config.training.mixed_precision, channels_last=config.training.channels_last
     )
-    report = _report_folder(output, Path(folder))
     examples, run = find(folder).examples, Path(run)
+    report = _report_folder(output, Path(folder))
     some = spread(examples, CAPTIONS_TRIED)
     text = text_encoder_at_hand(text_encoder, some, config, run) if some else None
     encoder = None if text is None else text.encoder or untrained_text_encoder(some, config)
