@@ -278,6 +278,15 @@ def test_a_fault_of_the_memory_is_never_saved_and_the_run_goes_back_once(place, 
     assert all(torch.equal(weight, again[name]) for name, weight in read_unet_checkpoint(whole)["model"].items())
 
 
+def test_weights_that_are_no_numbers_are_found_by_the_next_step_and_not_only_by_a_save(world, tmp_path, fault):
+    fault("weight", {4})
+    progress = run(world, tmp_path, every=3)
+    assert progress.finished and progress.step == STEPS and progress.skipped_steps == 0
+    (rollback,) = events(tmp_path, "rollback")
+    assert rollback["reason"] == 'step 4: the weight "conv_in.bias" is not finite.'
+    assert [line["step"] for line in events(tmp_path, "resume")] == [3]
+
+
 def test_a_second_fault_stops_the_run(world, tmp_path, fault):
     fault("momentum", {4, 6})
     with pytest.raises(NotFinite) as caught:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from t2im.checkpoint import checksum_path, first_not_finite, read_verified, recorded_checksum, write_verified
-from t2im.errors import ModelError, TrainingError
+from t2im.errors import Diverged, ModelError, TrainingError
 from t2im.files import add_name, remove_strays, sha256_of_file
 from t2im.training.environment import environment
 from t2im.training.snapshot import Snapshot, bytes_of, in_background
@@ -38,7 +38,7 @@ NAMES_AND_NUMBERS = 2**20
 BEST = "best.pt"
 
 
-class NotFinite(TrainingError):
+class NotFinite(Diverged):
     """Weights, averages or the optimizer's memory are no numbers any more; nothing of it was written."""
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from t2im.checkpoint import first_not_finite
 from t2im.config import OptimizationConfig
 from t2im.training.checkpoint import Checkpoints, NotFinite, Saved
 from t2im.training.ema_snapshots import FOLDER, EMASnapshots, identity
@@ -187,7 +188,8 @@ class _Run:
     def judge(self, taken: Taken, samples: range) -> None:
         """Note a step that was not finite, and what it was made of.
 
-        Raises: TrainingError if it is one too many.
+        Raises: Diverged if it is one too many; NotFinite if the weights themselves are to blame, for no later step
+        could be better.
         """
         if taken.finite:
             self._guard.good()
@@ -195,6 +197,8 @@ class _Run:
         step = self.progress.step
         self.progress.skipped_steps += 1
         self._report.event("skipped", step=step, samples=[samples.start, samples.stop], excused=taken.excused)
+        if where := first_not_finite(self._trainer.model.state_dict()):
+            raise NotFinite(f'step {step}: the weight "{where}" is not finite.')
         if not taken.excused:
             shown = self._task.describe(samples)
             self._guard.bad(step, lambda: self._trainer.evidence(self._task.loss, samples, taken, shown))

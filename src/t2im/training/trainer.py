@@ -87,6 +87,7 @@ class Trainer:
         self._scale = LossScale(self._accelerator.scaler)
         self._forward: Forward = compiled(self._prepared, say) if compute.compile else self._prepared
         for_training(self._optimizer)
+        self.forget_gradients()  # of an attempt before this one
 
     def step(self, loss: Loss, samples: range, learning_rate: float) -> Taken:
         """Learn from some samples, in as many parts as the settings say; what is not finite changes nothing.
