@@ -25,7 +25,7 @@ test: .venv/installed-for-tests ## Install what the tests need, and run linters,
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --quiet
+	OMP_NUM_THREADS=1 $(BIN)/pytest --quiet --numprocesses auto --dist loadfile
 
 builtin: .venv/installed-for-tests ## Train a new built-in model and put it into the package; goes on where it was stopped
 	$(BIN)/t2im data emoji $(BUILTIN_DATA)
