@@ -8,10 +8,10 @@ better, the accusation is proved, not guessed.
 The bounds come from the recipe `nano` on eight emoji, whose learning rate is 1e-3. Errors of clean latents after the same
 60 steps:
 
-    learning rate   1e-6    1e-4    1e-3   1e-2   3e-2
-    error           0.53    0.25    0.20   0.41   0.46
+    learning rate   1e-6    3e-5    1e-4    3e-3    1e-2   3e-2   1e-1
+    error           0.53    0.32    0.25    0.21    0.41   0.46   0.48
 
-A hundredth of a good rate still learns nothing, a tenth learns well; so a factor of 100 leads from any rate that fails to
+A thousandth of a good rate learns nothing, a tenth learns well, ten times as much learns badly; so a factor of 100 leads from any rate that fails to
 one that is seen to do better.
 """
 
