@@ -279,10 +279,15 @@ def kill_and_finish(
 
 
 def lost_save(output: Path) -> str:
-    """Return what is wrong if the last save that was reported is not there, whole."""
-    reported = [line["path"] for line in _events(output, "save") if not line["problem"]]
-    sound = [path.name for path in sound_checkpoints(output)]
-    return f"{reported[-1]} was saved, but only {sound} are sound" if reported and reported[-1] not in sound else ""
+    """Return what is wrong if neither the last save that was reported is there, whole, nor a later one.
+
+    Later ones may have taken its place, if the run was killed before it could tell of them.
+    """
+    reported = [line for line in _events(output, "save") if not line["problem"]]
+    steps = [read_unet_checkpoint(path)["progress"]["step"] for path in sound_checkpoints(output)]
+    if not reported or max(steps, default=-1) >= reported[-1]["step"]:
+        return ""
+    return f"{reported[-1]['path']} was saved, but only steps {steps} are sound"
 
 
 def sound_checkpoints(output: Path) -> list[Path]:

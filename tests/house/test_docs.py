@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from typer.main import get_command
 
+import t2im.advice.plan
 import t2im.model
 import t2im.model_folder
 import t2im.training.at_hand
-import t2im.training.plan
 import t2im.training.run
 from t2im.cli.main import app
 from t2im.errors import UsageError
@@ -23,7 +23,7 @@ from t2im.networks import UNetConfig
 from t2im.recipe import load_config
 from t2im.samplers import SCHEDULERS, require_able
 from t2im.stock import stock_obstacle
-from t2im.training.grid import budget_settings, grid
+from t2im.sweeps.grid import budget_settings, grid
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "t2im"
@@ -119,7 +119,7 @@ def newcomer(tiny_model, tiny_checkpoint, tmp_path, monkeypatch):
     tiny_model.save(tmp_path / "builtin")
     for module in (t2im.model, t2im.training.at_hand):
         monkeypatch.setattr(module, "builtin_folder", lambda: tmp_path / "builtin")
-    for module in (t2im.training.run, t2im.training.plan):
+    for module in (t2im.training.run, t2im.advice.plan):
         monkeypatch.setattr(module, "load_config", lambda recipe, settings: load_config(recipe, settings=TINY))
     shutil.copytree(tmp_path / "builtin", tmp_path / "output" / "model")
     for suffix in (".pt", ".pt.sha256"):

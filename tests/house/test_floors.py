@@ -31,12 +31,14 @@ GROUND = (
 MATHEMATICS = ("shapes", "devices", "weights", "nn", "diffusion")
 WORLD = ("data", "encoders", "batches", "cache", "picture", "checkpoint", "model_folder", "model", "direct")
 JOBS = ("training", "explain")  # they do not know each other
-HOUSE = (*GROUND, *MATHEMATICS, *WORLD, *JOBS, "cli")
+AROUND = ("advice", "sweeps")  # they begin runs, before and beside the real ones, and do not know each other either
+HOUSE = (*GROUND, *MATHEMATICS, *WORLD, *JOBS, *AROUND, "cli")
 STRANGERS = {
     ("diffusion", "nn"),
     ("data", "encoders"),
     ("encoders", "data"),
     *((one, other) for one in JOBS for other in JOBS if one != other),
+    *((one, other) for one in AROUND for other in (*AROUND, "explain") if one != other),
 }
 
 

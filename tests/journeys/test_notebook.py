@@ -59,7 +59,7 @@ def test_the_loss_falls(executed):
     (losses,) = re.findall(r"from ([\d.]+) at the first step to ([\d.]+) on held-out images", printed(executed))
     first, last = map(float, losses)
     assert 0.5 < first < 2
-    assert last < first / 4
+    assert last < first / 3
 
 
 def test_the_loop_that_is_written_out_takes_the_steps_of_the_package(executed):

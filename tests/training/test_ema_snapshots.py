@@ -106,7 +106,9 @@ def test_snapshots_of_two_runs_are_not_mixed(tmp_path):
 def test_a_damaged_snapshot_is_named(tmp_path, size):
     path = EMASnapshots(tmp_path, "a run").write(averages(1))[1]
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ModelError, match=r"sigma_0.1.safetensors: cannot be read .*Or delete it; the others are enough"):
+    with pytest.raises(
+        ModelError, match=r"sigma_0.1.safetensors: cannot be read .*Or delete it; the others are enough"
+    ):
         series(tmp_path)
 
 

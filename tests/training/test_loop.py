@@ -15,7 +15,9 @@ from t2im.training.loop import fit
 from t2im.training.report import Report
 from t2im.training.rhythm import Budget, Plan
 
-SETTINGS = OptimizationConfig(batch_size=4, learning_rate=0.05, warmup_steps=2, weight_decay=0.0, max_bad_steps=3, ema_decay=0.9)
+SETTINGS = OptimizationConfig(
+    batch_size=4, learning_rate=0.05, warmup_steps=2, weight_decay=0.0, max_bad_steps=3, ema_decay=0.9
+)
 
 
 class Line:

@@ -30,8 +30,8 @@ def doctor(
     """
     from rich.console import Console
 
-    from t2im.training.doctor.examine import doctor
-    from t2im.training.doctor.findings import lines
+    from t2im.advice.doctor.examine import doctor
+    from t2im.advice.doctor.findings import lines
 
     with Console(stderr=True).status("examining") as status:
         diagnosis = doctor(

@@ -30,8 +30,8 @@ def plan(
     """
     from rich.console import Console
 
-    from t2im.training.forecast import as_dict, lines
-    from t2im.training.plan import plan
+    from t2im.advice.forecast import as_dict, lines
+    from t2im.advice.plan import plan
 
     with Console(stderr=True).status("trying some steps"):
         forecast = plan(

@@ -27,7 +27,7 @@ def sweep(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the table.")] = False,
 ) -> None:
     """Train settings for the same time each, one after the other, and compare them. Ctrl-C saves; the same goes on."""
-    from t2im.training import sweep as job
+    from t2im.sweeps import sweep as job
 
     result = job.sweep(
         folder,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t2im.errors import ConfigError, UsageError
-from t2im.training.grid import budget_settings, grid, require_comparable, values_of
+from t2im.sweeps.grid import budget_settings, grid, require_comparable, values_of
 
 
 def test_a_grid_has_every_combination_once_and_names_what_varies():

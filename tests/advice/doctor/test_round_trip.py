@@ -4,10 +4,10 @@ import pytest
 import torch
 from PIL import Image
 
+from t2im.advice.doctor.round_trip import RoundTrip, examine, judge, vae_findings
 from t2im.data import captions
 from t2im.encoders.vae import VAE, Posterior
 from t2im.recipe import load_config
-from t2im.training.doctor.round_trip import RoundTrip, examine, judge, vae_findings
 
 CONFIG = load_config(settings=("data.resolution=16",))
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from t2im.training.sweep_table import Outcome, as_json, as_markdown, read_outcome, rows_of, seconds_to_reach
+from t2im.sweeps.sweep_table import Outcome, as_json, as_markdown, read_outcome, rows_of, seconds_to_reach
 
 
 def run(variant, seed, x0, gain=(0.0, 0.1, 0.2), loss=None, **options):

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from t2im.training.copying import risk_of_copying
-from t2im.training.forecast import Forecast, Stage, as_dict, duration, lines, size_of
-from t2im.training.probe import Memory, Trial
+from t2im.advice.copying import risk_of_copying
+from t2im.advice.forecast import Forecast, Stage, as_dict, duration, lines, size_of
+from t2im.advice.probe import Memory, Trial
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from t2im.training.intervals import interval, t_probability, t_quantile, time_to_reach
+from t2im.sweeps.intervals import interval, t_probability, t_quantile, time_to_reach
 
 
 @pytest.mark.parametrize(

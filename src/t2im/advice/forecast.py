@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from t2im.training.copying import Copying
-from t2im.training.probe import Memory, Trial
+from t2im.advice.copying import Copying
+from t2im.advice.probe import Memory, Trial
 
 
 @dataclass(frozen=True)

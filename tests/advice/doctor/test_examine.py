@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from t2im.advice.doctor.examine import Diagnosis, doctor
+from t2im.advice.doctor.findings import Finding
 from t2im.errors import UsageError
-from t2im.training.doctor.examine import Diagnosis, doctor
-from t2im.training.doctor.findings import Finding
 
 
 def test_a_folder_is_examined_without_being_touched(colours, encoders, unet_settings, tmp_path):

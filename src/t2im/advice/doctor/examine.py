@@ -12,6 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from t2im import cache
+from t2im.advice.doctor.captions import caption_findings, image_findings
+from t2im.advice.doctor.findings import Finding, lines, worst
+from t2im.advice.doctor.overfit import QUARTER, Attempt, Bench, choose
+from t2im.advice.doctor.round_trip import examine, vae_findings
+from t2im.advice.doctor.suspects import before_training, verdict
+from t2im.advice.plan import CAPTIONS_TRIED, spread, untrained_text_encoder
 from t2im.config import Config
 from t2im.data.captions import Example, find
 from t2im.data.check import WORDS, Ruler, check
@@ -23,13 +29,7 @@ from t2im.files import numbered_path, require_writable, write_json, write_text
 from t2im.model_folder import builtin_folder
 from t2im.recipe import load_config
 from t2im.training.at_hand import JUDGED, VAEAtHand, text_encoder_at_hand, vae_at_hand
-from t2im.training.doctor.captions import caption_findings, image_findings
-from t2im.training.doctor.findings import Finding, lines, worst
-from t2im.training.doctor.overfit import QUARTER, Attempt, Bench, choose
-from t2im.training.doctor.round_trip import examine, vae_findings
-from t2im.training.doctor.suspects import before_training, verdict
 from t2im.training.encoders import whitened_on
-from t2im.training.plan import CAPTIONS_TRIED, spread, untrained_text_encoder
 from t2im.training.run import fitted
 from t2im.training.trainer import Compute
 

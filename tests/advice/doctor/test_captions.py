@@ -5,9 +5,9 @@ import json
 import pytest
 from PIL import Image, ImageDraw
 
+from t2im.advice.doctor.captions import caption_findings, head_of_template, image_findings
 from t2im.data.check import Ruler, check
 from t2im.recipe import load_config
-from t2im.training.doctor.captions import caption_findings, head_of_template, image_findings
 
 COLOURS = ("red", "green", "blue", "black", "white", "yellow", "purple")
 WORDS = Ruler("tokens", lambda caption: len(caption.split()), 7)

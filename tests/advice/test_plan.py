@@ -5,6 +5,8 @@ import hashlib
 import pytest
 
 from t2im import cache
+from t2im.advice import plan as module
+from t2im.advice.plan import images_to_train_on, latents_bytes, plan, run_length, text_bytes
 from t2im.config import Config
 from t2im.data import captions
 from t2im.encoders.text import TextEncoder
@@ -12,10 +14,8 @@ from t2im.encoders.vae import VAE
 from t2im.errors import ConfigError, UsageError
 from t2im.recipe import load_config
 from t2im.training import choice
-from t2im.training import plan as module
 from t2im.training.at_hand import text_encoder_at_hand, vae_at_hand
 from t2im.training.denoiser import read_unet_checkpoint
-from t2im.training.plan import images_to_train_on, latents_bytes, plan, run_length, text_bytes
 from t2im.training.run import train, with_length
 
 QUICK = ("training.batch_size=4", "training.evaluations=1", "sampling.num_inference_steps=2", "data.heldout=0.1")

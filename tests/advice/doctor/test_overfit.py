@@ -8,14 +8,14 @@ import torch
 from torch.nn import functional as F
 
 from t2im import cache
+from t2im.advice.doctor import overfit
+from t2im.advice.doctor.examine import diagnose
+from t2im.advice.doctor.overfit import KNOWN, Bench, choose
 from t2im.data import captions
 from t2im.diffusion.sample import sample
 from t2im.diffusion.schedule import Schedule
 from t2im.encoders.vae import VAE, Posterior
 from t2im.recipe import load_config
-from t2im.training.doctor import overfit
-from t2im.training.doctor.examine import diagnose
-from t2im.training.doctor.overfit import KNOWN, Bench, choose
 from t2im.training.ema import EMA
 from t2im.training.run import fitted
 from t2im.training.trainer import Compute

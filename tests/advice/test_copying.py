@@ -2,7 +2,7 @@
 
 import pytest
 
-from t2im.training.copying import EXPECT, WATCH, risk_of_copying
+from t2im.advice.copying import EXPECT, WATCH, risk_of_copying
 
 
 @pytest.mark.parametrize("images", [211, 2_003, 200_003])

@@ -20,9 +20,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from t2im.advice.doctor.findings import Finding
+from t2im.advice.doctor.overfit import FEWEST_STEPS, KNOWN, ROUGH_COPY, Attempt, Bench
 from t2im.shapes import TextStates
-from t2im.training.doctor.findings import Finding
-from t2im.training.doctor.overfit import FEWEST_STEPS, KNOWN, ROUGH_COPY, Attempt, Bench
 from t2im.training.precision import precision_for
 
 DROPOUT_WORTH_A_LOOK, DROPOUT_WRONG = 0.3, 0.9

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from t2im.advice.doctor.findings import Finding, Level
 from t2im.config import Config
 from t2im.data.captions import Example
 from t2im.data.images import read_images
@@ -17,7 +18,6 @@ from t2im.encoders.vae import VAE, latent_statistics, psnr
 from t2im.files import atomic_path
 from t2im.picture import grid, to_pil
 from t2im.shapes import Images, PerSample
-from t2im.training.doctor.findings import Finding, Level
 
 SAMPLED = 256
 WORST = 16

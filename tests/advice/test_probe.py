@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from t2im.advice.probe import Memory, PeakMemory, Trial, available_memory, flops_per_sample, trial
 from t2im.config import OptimizationConfig
-from t2im.training.probe import Memory, PeakMemory, Trial, available_memory, flops_per_sample, trial
 from t2im.training.trainer import Compute
 
 CPU = torch.device("cpu")

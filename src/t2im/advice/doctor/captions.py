@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from t2im.advice.doctor.findings import Finding, Level
 from t2im.config import Config
 from t2im.data.captions import Example
 from t2im.data.check import Report
 from t2im.data.folder import printable
 from t2im.data.images import read_images
-from t2im.training.doctor.findings import Finding, Level
 
 TEMPLATE_SHARE = 0.5
 """A beginning that more captions than this have in common is a template."""

@@ -1,6 +1,6 @@
 """Findings are short on the terminal, whole in the report, and the worst of them decides."""
 
-from t2im.training.doctor.findings import Finding, lines, worst
+from t2im.advice.doctor.findings import Finding, lines, worst
 
 FINDINGS = (
     Finding("captions", "OK", "no caption is cut"),

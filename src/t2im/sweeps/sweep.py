@@ -20,13 +20,13 @@ from t2im.config import Config
 from t2im.devices import available_device
 from t2im.errors import CANCELLED, Diverged, UsageError
 from t2im.files import alone_in, require_writable, write_json, write_text
+from t2im.sweeps.grid import Variant, budget_settings, grid, require_comparable
+from t2im.sweeps.sweep_table import Row, as_json, as_markdown, read_outcome, rows_of
 from t2im.training.choice import text_encoder_for, vae_for
 from t2im.training.encoders import ENCODERS, keep_encoders
-from t2im.training.grid import Variant, budget_settings, grid, require_comparable
 from t2im.training.report import Report
 from t2im.training.run import train
 from t2im.training.split import read_split
-from t2im.training.sweep_table import Row, as_json, as_markdown, read_outcome, rows_of
 
 FORMAT = "t2im-sweep"
 

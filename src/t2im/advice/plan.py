@@ -18,6 +18,9 @@ import numpy as np
 import torch
 
 from t2im import cache
+from t2im.advice.copying import risk_of_copying
+from t2im.advice.forecast import Forecast, Stage
+from t2im.advice.probe import Memory, Trial, available_memory, flops_per_sample, trial
 from t2im.batches import Store, split
 from t2im.config import Config
 from t2im.content import hashes_of_files
@@ -28,10 +31,7 @@ from t2im.encoders.text import TextEncoder, new_clip, text_part, train_tokenizer
 from t2im.encoders.vae import VAE, new_vae
 from t2im.recipe import load_config
 from t2im.training.at_hand import text_encoder_at_hand, vae_at_hand
-from t2im.training.copying import risk_of_copying
 from t2im.training.denoiser import DenoiserTask
-from t2im.training.forecast import Forecast, Stage
-from t2im.training.probe import Memory, Trial, available_memory, flops_per_sample, trial
 from t2im.training.run import fitted, with_length
 from t2im.training.split import heldout_share
 from t2im.training.tasks import CLIPTask, VAETask

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from t2im.training.intervals import Interval, interval, time_to_reach
+from t2im.sweeps.intervals import Interval, interval, time_to_reach
 
 SIGN = {"heldout_x0": 1, "text_gain": -1, "heldout_loss": 1}
 """What is measured of each run, and whether little (1) or much (-1) of it is good."""

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from t2im import cache
+from t2im.advice.doctor import overfit
+from t2im.advice.doctor.examine import diagnose
+from t2im.advice.doctor.overfit import Attempt, Bench, Drawn, choose
+from t2im.advice.doctor.suspects import FACTOR, alike, before_training, verdict
 from t2im.data.captions import Example
 from t2im.recipe import load_config
 from t2im.shapes import TextStates
-from t2im.training.doctor import overfit
-from t2im.training.doctor.examine import diagnose
-from t2im.training.doctor.overfit import Attempt, Bench, Drawn, choose
-from t2im.training.doctor.suspects import FACTOR, alike, before_training, verdict
 from t2im.training.run import fitted
 from t2im.training.trainer import Compute
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 import t2im.cache
 from t2im.cli.main import app
 from t2im.errors import CANCELLED, Diverged, UsageError
-from t2im.training import sweep as job
+from t2im.sweeps import sweep as job
 from t2im.training.run import Run
 
 COLOURS = ("red", "green", "blue", "black", "white", "yellow", "purple", "orange", "cyan", "pink", "grey")

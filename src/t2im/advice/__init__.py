@@ -1,0 +1,1 @@
+"""Before a run: what will it cost, and can it work?"""

@@ -1,0 +1,1 @@
+"""Beside a run: which settings are better?"""
