@@ -338,14 +338,14 @@ def _refuse_changes(old: Config, new: Config) -> None:
     saves = {"checkpoint_steps", "checkpoint_epochs", "checkpoint_minutes", "keep_checkpoints"}
     free = length | looks | saves
     before, after = old.model_dump(), new.model_dump()
-    changed = [
+    different = [
         f"{group}.{name} (was {before[group][name]}, now {value})"
         for group, fields in after.items()
         for name, value in fields.items()
         if before[group][name] != value and not (group == "training" and name in free) and group != "sampling"
     ]
-    if changed:
-        raise UsageError(f"--resume keeps a run's settings, but these differ: {', '.join(changed)}. Leave them out.")
+    if different:
+        raise UsageError(f"--resume keeps a run's settings, but these differ: {', '.join(different)}. Leave them out.")
 
 
 def _changed(config: Config, group: str, **values: Any) -> Config:
